@@ -1,0 +1,159 @@
+"""Building W from two vocabularies: one function a rule, applied in order until a rule gives a row.
+
+1. Equal bytes: all of the row on the teacher token of the same bytes (the lowest id of several); specials by role.
+2. Several pieces: the token's text cut by the teacher, the first piece weighted 1, each further one a tenth of it.
+3. Bytes that are no text: the same weights on the teacher's own cut of the bytes. The paper leaves these rows empty.
+Source: Sreenivas et al., X-Token, https://arxiv.org/abs/2605.21699; rule 3 is ours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xtoken.alignment.bytes import special_key
+from xtoken.projection.matrix import Projection
+from xtoken.tokens import Vocabulary
+
+__all__ = ["DECAY", "MAX_PIECES", "Fate", "RowFates", "build_projection", "row_fates"]
+
+# [X]: weights 0.9 * 0.1^i before each row is made to sum to 1, so only the ratio matters; at most four pieces.
+DECAY = 0.1
+MAX_PIECES = 4
+
+
+class Fate:
+    """What became of a student token's row. The values are what reports print."""
+
+    EXACT = "exact"
+    SPECIAL = "special, by role"
+    PIECES = "pieces of its text"
+    BYTES = "pieces of its bytes"
+    TOO_LONG = "more than 4 pieces"
+    NOT_UTF8 = "not UTF-8"
+    UNKNOWN = "unknown to the teacher"
+    SPECIAL_ALONE = "special, no counterpart"
+    ABSENT = "id not in use"
+
+    EMPTY = (TOO_LONG, NOT_UTF8, UNKNOWN, SPECIAL_ALONE, ABSENT)
+
+
+@dataclass(frozen=True)
+class RowFates:
+    """For every student token, which rule applied and the teacher ids it leads to.
+
+    Attributes:
+        fates: [V_S], a `Fate` each.
+        pieces: [V_S], the teacher ids in order; empty where the row is.
+    """
+
+    fates: tuple[str, ...]
+    pieces: tuple[tuple[int, ...], ...]
+
+    def counts(self) -> dict[str, int]:
+        """How many rows met each fate, and how many of the second rule's have 2, 3 and 4 pieces."""
+        return dict(Counter(self.fates))
+
+    def piece_counts(self) -> dict[int, int]:
+        """Rows by the number of pieces of their text, for rule 2 alone."""
+        found = Counter(len(p) for fate, p in zip(self.fates, self.pieces, strict=True) if fate == Fate.PIECES)
+        return dict(sorted(found.items()))
+
+
+def row_fates(student: Vocabulary, teacher: Vocabulary) -> RowFates:
+    """Applies the rules to every student token.
+
+    Args:
+        student, teacher: the vocabularies.
+    """
+    fates = [Fate.ABSENT] * student.size
+    pieces: list[tuple[int, ...]] = [()] * student.size
+    by_bytes = _ids_by_bytes(teacher)
+    by_event = {special_key(teacher, i): i for i in sorted(teacher.roles, reverse=True)}
+    texts: dict[int, str] = {}
+    for i, content in enumerate(student.tokens):
+        if i in student.roles:
+            found = by_event.get(special_key(student, i))
+            fates[i], pieces[i] = (Fate.SPECIAL_ALONE, ()) if found is None else (Fate.SPECIAL, (found,))
+        elif i in student.absent or not content:
+            continue
+        elif content in by_bytes:
+            fates[i], pieces[i] = Fate.EXACT, (by_bytes[content],)
+        elif (text := _as_text(content)) is not None:
+            texts[i] = text
+        else:
+            fates[i], pieces[i] = _by_bytes_of(content, teacher)
+    for i, cut in zip(texts, teacher.retokenize(list(texts.values())), strict=True):
+        fates[i], pieces[i] = _by_text(cut, teacher)
+    return RowFates(tuple(fates), tuple(pieces))
+
+
+def build_projection(student: Vocabulary, teacher: Vocabulary) -> Projection:
+    """Builds W for a pair of tokenizers.
+
+    Args:
+        student, teacher: the vocabularies.
+
+    Returns:
+        W, V_S x V_T, with the count of rows by rule in `recipe["rows"]`.
+    """
+    fates = row_fates(student, teacher)
+    rows, cols, values = [], [], []
+    for i, pieces in enumerate(fates.pieces):
+        for piece, weight in _weights(pieces):
+            rows.append(i)
+            cols.append(piece)
+            values.append(weight)
+    recipe = {"decay": DECAY, "max_pieces": MAX_PIECES, "rows": fates.counts()}
+    return Projection.from_coo(
+        np.array(rows, np.int64),
+        np.array(cols, np.int64),
+        np.array(values, np.float32),
+        (student.size, teacher.size),
+        student_fingerprint=student.fingerprint,
+        teacher_fingerprint=teacher.fingerprint,
+        recipe=recipe,
+    )
+
+
+def _ids_by_bytes(vocabulary: Vocabulary) -> dict[bytes, int]:
+    """The lowest id of each byte string, special tokens left out."""
+    found: dict[bytes, int] = {}
+    for i, content in enumerate(vocabulary.tokens):
+        if content:
+            found.setdefault(content, i)
+    return found
+
+
+def _as_text(content: bytes) -> str | None:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _by_text(cut: Sequence[int], teacher: Vocabulary) -> tuple[str, tuple[int, ...]]:
+    """Rule 2. A cut through the unknown token says nothing, so it gives no row."""
+    if not cut or any(i in teacher.roles for i in cut):
+        return Fate.UNKNOWN, ()
+    return (Fate.PIECES, tuple(cut)) if len(cut) <= MAX_PIECES else (Fate.TOO_LONG, ())
+
+
+def _by_bytes_of(content: bytes, teacher: Vocabulary) -> tuple[str, tuple[int, ...]]:
+    """Rule 3, for bytes that are no text on their own (part of a character)."""
+    cut = teacher.segment(content)
+    if not cut or len(cut) > MAX_PIECES:
+        return Fate.NOT_UTF8, ()
+    return Fate.BYTES, tuple(cut)
+
+
+def _weights(pieces: Sequence[int]) -> list[tuple[int, float]]:
+    """The row of a token cut in these pieces: geometric weights, repeated pieces added up, summing to 1."""
+    weights: dict[int, float] = {}
+    for n, piece in enumerate(pieces):
+        weights[piece] = weights.get(piece, 0.0) + DECAY**n
+    total = sum(weights.values())
+    return [(piece, weight / total) for piece, weight in weights.items()]

@@ -1,0 +1,191 @@
+"""W: the sparse matrix that carries a distribution over student tokens into the teacher's vocabulary.
+
+`Projection` is W as CSR with the fingerprints of both tokenizers and the recipe it was built by. Law: entries are
+positive, and every row sums to 1 or is empty (a token that W cannot carry). It is saved as safetensors and refuses to
+load for any other pair of tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken.errors import FingerprintMismatchError, XTokenError
+from xtoken.tokens import Vocabulary
+
+__all__ = ["Projection"]
+
+FORMAT = "xtoken-projection"
+FORMAT_VERSION = 1
+_ROW_SUM_SLACK = 1e-5  # float32 rounding of four terms
+
+
+@dataclass(frozen=True)
+class Projection:
+    """W as compressed sparse rows.
+
+    Attributes:
+        indptr: int64 [V_S + 1], where each student token's entries begin.
+        cols: int32 [nnz], teacher ids, rising within a row.
+        values: float32 [nnz], positive.
+        shape: (V_S, V_T), the sizes of the two tokenizers.
+        student_fingerprint, teacher_fingerprint: of the tokenizers; empty for a matrix made by hand.
+        recipe: how it was built, and counts of what happened to the rows.
+    """
+
+    indptr: NDArray[np.int64]
+    cols: NDArray[np.int32]
+    values: NDArray[np.float32]
+    shape: tuple[int, int]
+    student_fingerprint: str = ""
+    teacher_fingerprint: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        v_s, v_t = self.shape
+        if len(self.indptr) != v_s + 1 or self.indptr[0] != 0 or self.indptr[-1] != len(self.cols):
+            raise XTokenError(f"W's row pointers do not fit {v_s} rows and {len(self.cols)} entries")
+        if len(self.cols) != len(self.values) or np.any(np.diff(self.indptr) < 0):
+            raise XTokenError("W's rows are malformed: pointers fall, or columns and values differ in number")
+        if len(self.cols) and (self.cols.min() < 0 or self.cols.max() >= v_t):
+            raise XTokenError(f"W names teacher id {self.cols.max()}, outside the teacher's vocabulary of {v_t}")
+        if not np.all(self.values > 0):
+            raise XTokenError("W holds an entry that is not positive")
+        sums = self.row_sums()
+        bad = np.flatnonzero((np.abs(sums - 1) > _ROW_SUM_SLACK) & (sums != 0))
+        if len(bad):
+            raise XTokenError(f"row {bad[0]} of W sums to {sums[bad[0]]:.6f}, not to 1 or 0")
+
+    @classmethod
+    def from_coo(
+        cls,
+        rows: NDArray[Any],
+        cols: NDArray[Any],
+        values: NDArray[Any],
+        shape: tuple[int, int],
+        *,
+        student_fingerprint: str = "",
+        teacher_fingerprint: str = "",
+        recipe: Mapping[str, Any] | None = None,
+    ) -> Projection:
+        """W from triplets in any order.
+
+        Args:
+            rows, cols: integers [nnz], student and teacher ids; no pair twice.
+            values: floats [nnz].
+            shape: (V_S, V_T).
+            student_fingerprint, teacher_fingerprint, recipe: as for the class.
+        """
+        rows, cols = np.asarray(rows, np.int64), np.asarray(cols, np.int32)
+        if len(rows) and (rows.min() < 0 or rows.max() >= shape[0]):
+            raise XTokenError(f"W names student id {rows.max()}, outside the student's vocabulary of {shape[0]}")
+        order = np.lexsort((cols, rows))
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=shape[0]))]).astype(np.int64)
+        values = np.asarray(values, np.float32)[order]
+        return cls(indptr, cols[order], values, shape, student_fingerprint, teacher_fingerprint, dict(recipe or {}))
+
+    def to_coo(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """(rows, cols, values), each [nnz], ordered by row and then column."""
+        rows = np.repeat(np.arange(self.shape[0], dtype=np.int64), np.diff(self.indptr))
+        return rows, self.cols.astype(np.int64), self.values
+
+    def row_sums(self) -> NDArray[np.float64]:
+        """float64 [V_S]: 1 for a row that is carried, 0 for an empty one."""
+        running = np.concatenate([[0.0], np.cumsum(self.values, dtype=np.float64)])
+        sums: NDArray[np.float64] = running[self.indptr[1:]] - running[self.indptr[:-1]]
+        sums[np.diff(self.indptr) == 0] = 0.0
+        return sums
+
+    def reachable(self) -> NDArray[np.bool_]:
+        """bool [V_T]: the teacher tokens that some student token is carried to."""
+        mask = np.zeros(self.shape[1], bool)
+        mask[self.cols] = True
+        return mask
+
+    def save(self, path: str | Path) -> None:
+        """Writes W as safetensors, to a temporary name first, so that a broken write leaves no file."""
+        from safetensors.numpy import save
+
+        metadata = {
+            "format": FORMAT,
+            "version": str(FORMAT_VERSION),
+            "student_fingerprint": self.student_fingerprint,
+            "teacher_fingerprint": self.teacher_fingerprint,
+            "shape": json.dumps(self.shape),
+            "recipe": json.dumps(self.recipe, sort_keys=True),
+        }
+        tensors = {"indptr": self.indptr, "cols": self.cols, "values": self.values}
+        _write_atomically(Path(path), save(tensors, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str | Path, student: Vocabulary | None = None, teacher: Vocabulary | None = None) -> Projection:
+        """Reads a saved W, for the pair of tokenizers it was built for.
+
+        Args:
+            path: the file.
+            student, teacher: the vocabularies it will be used with; one that is given is checked.
+
+        Raises:
+            XTokenError: no such file, or not one of ours.
+            FingerprintMismatchError: it was built for another tokenizer; the message says which side differs.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except FileNotFoundError:
+            raise XTokenError(f"no projection at {str(path)!r}: build one with `xtoken project`") from None
+        except (SafetensorError, OSError) as error:
+            raise XTokenError(f"{str(path)!r} is not a readable safetensors file: {error}") from None
+        if metadata.get("format") != FORMAT or metadata.get("version") != str(FORMAT_VERSION):
+            raise XTokenError(
+                f"{str(path)!r} is no {FORMAT} of version {FORMAT_VERSION}: it says format "
+                f"{metadata.get('format')!r}, version {metadata.get('version')!r}"
+            )
+        shape = tuple(json.loads(metadata["shape"]))
+        prints = metadata["student_fingerprint"], metadata["teacher_fingerprint"]
+        _check_pair(path, prints, student, teacher)
+        recipe = json.loads(metadata["recipe"])
+        return cls(tensors["indptr"], tensors["cols"], tensors["values"], (shape[0], shape[1]), *prints, recipe)
+
+
+def _check_pair(
+    path: str | Path, prints: tuple[str, str], student: Vocabulary | None, teacher: Vocabulary | None
+) -> None:
+    sides = [
+        (side, vocabulary, made_for)
+        for side, vocabulary, made_for in (("student", student, prints[0]), ("teacher", teacher, prints[1]))
+        if vocabulary is not None and vocabulary.fingerprint != made_for
+    ]
+    if not sides:
+        return
+    swapped = len(sides) == 2 and {v.fingerprint for _, v, _ in sides if v} == set(prints)
+    what = " and ".join(
+        f"the {side}'s tokenizer is {vocabulary.name!r} ({vocabulary.fingerprint[:12]}), it was built for {made[:12]}"
+        for side, vocabulary, made in sides
+        if vocabulary
+    )
+    way_out = "student and teacher are swapped." if swapped else "Build it again with `xtoken project`."
+    raise FingerprintMismatchError(f"{str(path)!r} does not belong to this pair: {what}. {way_out}")
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

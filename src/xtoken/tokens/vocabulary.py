@@ -1,0 +1,295 @@
+"""A tokenizer as bytes: what each id stands for, and which ids a text becomes.
+
+`Vocabulary` is the one view of a tokenizer that the rest of xtoken uses. Types: an id -> bytes table, roles of special
+tokens, a fingerprint, and `encode`, which gives `TokenSpans`. Law: where the tokenizer does not rewrite the text, the
+bytes of the tokens joined are the text's, and this is checked on every text, never assumed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken.errors import XTokenError
+from xtoken.tokens.families import BYTE_TO_CHAR, Family, components, family_of, meta_symbol, piece_bytes
+from xtoken.tokens.fingerprint import fingerprint
+from xtoken.tokens.hf import LoadedTokenizer, load_tokenizer, tokenizer_of
+from xtoken.tokens.roles import Role, role_of
+from xtoken.tokens.spans import TokenSpans, spans_by_lengths, spans_by_offsets, utf8
+
+__all__ = ["Vocabulary"]
+
+
+class Vocabulary:
+    """The bytes of every token of a tokenizer, and its way of cutting a text.
+
+    Make one with `from_pretrained` or `from_tokenizer`. It never changes.
+
+    Attributes:
+        name: for people.
+        family: how its pieces are spelled.
+        size: V, one more than the largest id; a model's head may be wider.
+        tokens: id -> bytes of text; empty for special tokens and for ids that the tokenizer leaves out.
+        roles: the special ids and what each stands for.
+        contents: the special ids and how each is written.
+        prefix_ids, suffix_ids: what the tokenizer by itself puts around a text (an automatic bos, say).
+        fingerprint: sha256 in hexadecimal; equal for equal tokenizers, whatever file they came from.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        *,
+        prefix_ids: Sequence[int] = (),
+        suffix_ids: Sequence[int] = (),
+        declared: dict[str, str] | None = None,
+    ) -> None:
+        """Takes over a `tokenizers.Tokenizer` (it is changed); prefer the two class methods."""
+        tokenizer.post_processor = None  # it would add specials, and trim the spaces off the offsets
+        tokenizer.encode_special_tokens = True  # a text that spells a special token is still text
+        self._tokenizer = tokenizer
+        self._declared = dict(declared or {})
+        self.name = name
+        self.prefix_ids = tuple(prefix_ids)
+        self.suffix_ids = tuple(suffix_ids)
+        self._spec: dict[str, Any] = json.loads(tokenizer.to_str())
+        self.family = family_of(self._spec)
+        self._read_tokens()
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path, *, revision: str | None = None) -> Vocabulary:
+        """Reads a tokenizer from a folder, a file or the Hugging Face hub.
+
+        Args:
+            path_or_id: a model folder; a `tokenizer.json`, `tekken.json`, SentencePiece model, tiktoken file or
+                `vocab.txt`; or a hub id.
+            revision: a hub revision.
+
+        Raises:
+            XTokenError: nothing readable there.
+            UnsupportedTokenizerError: a family whose tokens have no exact bytes.
+        """
+        return cls._from_loaded(load_tokenizer(path_or_id, revision=revision))
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> Vocabulary:
+        """Reads a loaded tokenizer, which is left as it is.
+
+        Args:
+            tokenizer: a `tokenizers.Tokenizer` or a transformers fast tokenizer.
+
+        Raises:
+            UnsupportedTokenizerError: another kind of object, or a family whose tokens have no exact bytes.
+        """
+        return cls._from_loaded(tokenizer_of(tokenizer))
+
+    @classmethod
+    def _from_loaded(cls, loaded: LoadedTokenizer) -> Vocabulary:
+        tokenizer = loaded.tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        prefix, suffix = _automatic_specials(tokenizer)
+        return cls(tokenizer, loaded.name, prefix_ids=prefix, suffix_ids=suffix, declared=loaded.declared)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = (self._tokenizer.to_str(), self.name, self.prefix_ids, self.suffix_ids, self._declared)
+        return _rebuild, state
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({self.name!r}, {self.family.value}, size={self.size}, fingerprint={self.fingerprint[:12]})"
+
+    def _read_tokens(self) -> None:
+        """Fills `size`, `tokens`, `roles` and `contents` from the model's vocabulary and the added tokens."""
+        model, added = self._spec["model"], self._spec.get("added_tokens") or []
+        listed = model["vocab"]
+        pieces = (
+            dict(enumerate(p for p, _ in listed)) if isinstance(listed, list) else {i: p for p, i in listed.items()}
+        )
+        meta, fallback = meta_symbol(self._spec), bool(model.get("byte_fallback"))
+        prefix = model.get("continuing_subword_prefix") or "##"
+        self.size = 1 + max([*pieces, *(token["id"] for token in added)], default=-1)
+        tokens = [b""] * self.size
+        for i, piece in pieces.items():
+            tokens[i] = piece_bytes(piece, self.family, meta=meta, byte_fallback=fallback, prefix=prefix)
+        contents = {token["id"]: str(token["content"]) for token in added if token["special"]}
+        contents |= {i: pieces[i] for i in _unknown_ids(model) if i in pieces}
+        for token in added:
+            tokens[token["id"]] = str(token["content"]).encode()
+        for i in contents:
+            tokens[i] = b""
+        self.tokens: tuple[bytes, ...] = tuple(tokens)
+        self.contents = contents
+        self.roles: dict[int, Role] = {i: self._role(content) for i, content in sorted(contents.items())}
+        self.absent: frozenset[int] = frozenset(range(self.size)) - set(pieces) - {token["id"] for token in added}
+
+    def _role(self, content: str) -> Role:
+        """By the token's name; for a name nobody knows, by what its folder declares."""
+        role = role_of(content)
+        if role is Role.OTHER:
+            for key, text in self._declared.items():
+                if text == content:
+                    return Role(key.removesuffix("_token"))
+        return role
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self._spec)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [V], the bytes of each token."""
+        return np.array([len(token) for token in self.tokens], np.int64)
+
+    @cached_property
+    def is_special(self) -> NDArray[np.bool_]:
+        """bool [V], whether the id is a special token."""
+        mask = np.zeros(self.size, bool)
+        mask[list(self.roles)] = True
+        return mask
+
+    def _first(self, role: Role) -> int | None:
+        by_name = next((i for i, r in self.roles.items() if r is role), None)
+        content = self._declared.get(f"{role.value}_token")
+        declared = next((i for i, text in self.contents.items() if text == content), None)
+        return by_name if by_name is not None else declared
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a document, if there is one."""
+        return self._first(Role.BOS)
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a document (not a chat turn), if there is one."""
+        return self._first(Role.EOS)
+
+    @property
+    def pad_id(self) -> int | None:
+        """The padding token, if there is one."""
+        return self._first(Role.PAD)
+
+    @property
+    def unk_id(self) -> int | None:
+        """The token for what the vocabulary cannot spell, if there is one."""
+        return self._first(Role.UNK)
+
+    def encode(self, text: str) -> TokenSpans:
+        """The tokens of a text and where each ends; no special token is added, and none is read out of the text.
+
+        Args:
+            text: any Unicode text.
+
+        Raises:
+            XTokenError: the text holds a lone surrogate.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[TokenSpans]:
+        """`encode` for many texts at once, on all cores."""
+        raws = [utf8(text) for text in texts]
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [self._spans(*row) for row in zip(encodings, texts, raws, strict=True)]
+
+    def _spans(self, encoding: Any, text: str, raw: bytes) -> TokenSpans:
+        ids = np.array(encoding.ids, np.int64)
+        spans = spans_by_lengths(ids, self.tokens, self.lengths, raw)
+        return spans or spans_by_offsets(ids, encoding.offsets, self.tokens, text, raw)
+
+    @cached_property
+    def _bare(self) -> Any:
+        """The tokenizer without the space some put in front of a text: for pieces that are no beginning of a text."""
+        spec = {**self._spec}
+        spec["normalizer"] = _sequence("normalizers", components(spec.get("normalizer")))
+        spec["pre_tokenizer"] = _sequence("pretokenizers", components(spec.get("pre_tokenizer")))
+        if spec["normalizer"] == self._spec.get("normalizer") and spec["pre_tokenizer"] == self._spec.get(
+            "pre_tokenizer"
+        ):
+            return self._tokenizer
+        bare = type(self._tokenizer).from_str(json.dumps(spec))
+        bare.encode_special_tokens = True
+        return bare
+
+    def retokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text taken as the middle of a longer one: no special tokens, no dummy space in front."""
+        return [encoding.ids for encoding in self._bare.encode_batch(list(texts), add_special_tokens=False)]
+
+    def segment(self, content: bytes) -> list[int] | None:
+        """The ids whose bytes joined are exactly `content`, which need not be text; None where there are none.
+
+        Byte-level vocabularies run their merges on the bytes; SentencePiece ones fall back to byte pieces.
+        """
+        if self.family is Family.BYTE_LEVEL:
+            ids = [t.id for t in self._tokenizer.model.tokenize("".join([BYTE_TO_CHAR[b] for b in content]))]
+        else:
+            ids = [i for run in _text_and_byte_runs(content) for i in self._segment_run(run)]
+        return ids if b"".join([self.tokens[i] for i in ids]) == content else None
+
+    def _segment_run(self, run: str | int) -> list[int]:
+        if isinstance(run, str):
+            return self.retokenize([run])[0]
+        byte = self._tokenizer.token_to_id(f"<0x{run:02X}>")
+        return [] if byte is None else [byte]
+
+
+def _rebuild(
+    spec: str, name: str, prefix_ids: Sequence[int], suffix_ids: Sequence[int], declared: dict[str, str]
+) -> Vocabulary:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(spec)
+    return Vocabulary(tokenizer, name, prefix_ids=prefix_ids, suffix_ids=suffix_ids, declared=declared)
+
+
+def _automatic_specials(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer's template puts before and after a text."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return tuple(full[:start]), tuple(full[start + len(bare) :])
+    raise XTokenError(f"the tokenizer's template turns 'a', {bare}, into {full}, which does not hold it")
+
+
+def _unknown_ids(model: dict[str, Any]) -> list[int]:
+    """The id of the model's unknown token, where it has one."""
+    if model.get("unk_id") is not None:
+        return [int(model["unk_id"])]
+    vocab = model["vocab"]
+    return [vocab[model["unk_token"]]] if isinstance(vocab, dict) and model.get("unk_token") in vocab else []
+
+
+def _sequence(key: str, parts: Any) -> dict[str, Any] | None:
+    """The components without a dummy prefix, as one sequence."""
+    kept = []
+    for part in map(copy.copy, parts):
+        if part["type"] == "Prepend":
+            continue
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+        if part["type"] == "ByteLevel" and "add_prefix_space" in part:
+            part["add_prefix_space"] = False
+        kept.append(part)
+    if not kept:
+        return None
+    return kept[0] if len(kept) == 1 else {"type": "Sequence", key: kept}
+
+
+def _text_and_byte_runs(content: bytes) -> list[str | int]:
+    """Cuts bytes into runs of valid text and single bytes that belong to none."""
+    runs: list[str | int] = []
+    for char in content.decode("utf-8", "surrogateescape"):
+        if 0xDC80 <= ord(char) <= 0xDCFF:
+            runs.append(ord(char) - 0xDC00)
+        elif runs and isinstance(runs[-1], str):
+            runs[-1] += char
+        else:
+            runs.append(char)
+    return runs
