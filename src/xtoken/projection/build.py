@@ -26,17 +26,17 @@ MAX_PIECES = 4
 
 
 class Fate:
-    """What became of a student token's row. The values are what reports print."""
+    """What became of a student token's row, as reports name it."""
 
     EXACT = "exact"
-    SPECIAL = "special, by role"
-    PIECES = "pieces of its text"
-    BYTES = "pieces of its bytes"
-    TOO_LONG = "more than 4 pieces"
-    NOT_UTF8 = "not UTF-8"
-    UNKNOWN = "unknown to the teacher"
-    SPECIAL_ALONE = "special, no counterpart"
-    ABSENT = "id not in use"
+    SPECIAL = "special_by_role"
+    PIECES = "text_pieces"
+    BYTES = "byte_pieces"
+    TOO_LONG = "over_4_pieces"
+    NOT_UTF8 = "not_utf8"
+    UNKNOWN = "unknown_to_teacher"
+    SPECIAL_ALONE = "special_alone"
+    ABSENT = "unused_id"
 
     EMPTY = (TOO_LONG, NOT_UTF8, UNKNOWN, SPECIAL_ALONE, ABSENT)
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken.errors import FingerprintMismatchError, XTokenError
-from xtoken.projection.build import Fate, row_fates
+from xtoken.projection.build import Fate, RowFates, row_fates
 from xtoken.projection.matrix import Projection
 from xtoken.tokens import Vocabulary
 
-__all__ = ["Partition", "relaxed_partition", "strict_partition"]
+__all__ = ["Partition", "partition_of", "relaxed_partition", "strict_partition"]
 
 Ints = NDArray[np.int64]
 
@@ -56,7 +56,11 @@ def strict_partition(student: Vocabulary, teacher: Vocabulary) -> Partition:
     Args:
         student, teacher: the vocabularies. Where several tokens of one side share their bytes, the lowest id is paired.
     """
-    rows = row_fates(student, teacher)
+    return partition_of(row_fates(student, teacher), (student.size, teacher.size))
+
+
+def partition_of(rows: RowFates, shape: tuple[int, int]) -> Partition:
+    """The common set, from what became of W's rows."""
     exact = [
         (i, pieces[0])
         for i, (fate, pieces) in enumerate(zip(rows.fates, rows.pieces, strict=True))
@@ -65,7 +69,7 @@ def strict_partition(student: Vocabulary, teacher: Vocabulary) -> Partition:
     pairs = np.array(exact, np.int64).reshape(-1, 2)
     _, first = np.unique(pairs[:, 1], return_index=True)
     pairs = pairs[np.sort(first)]
-    return Partition(pairs[:, 0], pairs[:, 1], (student.size, teacher.size))
+    return Partition(pairs[:, 0], pairs[:, 1], shape)
 
 
 def relaxed_partition(student: Vocabulary, teacher: Vocabulary, projection: Projection) -> Partition:

@@ -130,6 +130,9 @@ def _load_folder(folder: Path, name: str) -> LoadedTokenizer:
 
 def _load_file(path: Path, name: str, config: dict[str, Any]) -> LoadedTokenizer:
     tokenizer = _read_tokenizer(path, config)
+    if path.suffix in (".tiktoken", ".model"):  # a lone file may lie anywhere; one we know has a name of its own
+        recipe = KNOWN_TIKTOKEN.get(hashlib.sha256(path.read_bytes()).hexdigest())
+        name = recipe.name if recipe else name
     declared = {}
     for key in _SPECIAL_KEYS:
         value = config.get(key)

@@ -1,0 +1,44 @@
+# Everything runs in .venv, which `make setup` builds from pinned versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types wheel tokenizers clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+setup: $(STAMP) ## Create .venv with pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "xtoken needs Python 3.10 or newer; choose one with: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Audit a pair, train a student three ways, print the table (under 4 minutes)
+	@$(BIN)/xtoken demo
+
+test: $(STAMP) ## Run the whole test suite
+	$(BIN)/pytest -n 2 --dist worksteal
+
+lint: $(STAMP) ## Check style with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## Check types with mypy
+	$(BIN)/mypy
+
+wheel: $(STAMP) ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+tokenizers: $(STAMP) ## Fetch six real tokenizers into .cache/tokenizers
+	$(BIN)/python scripts/fetch_tokenizers.py
+
+clean: ## Remove .venv, caches and builds
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,99 @@
+"""What the commands share: consoles, one way to report an error, and reading a text file.
+
+Exit codes: 0 done, 1 a fault of ours, 2 a mistake in what was asked, 130 interrupted. stdout carries results alone;
+messages and progress go to stderr, so that `--json` output can be piped.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from xtoken.errors import XTokenError
+
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "EXIT_MISTAKE",
+    "err",
+    "fail",
+    "out",
+    "print_json",
+    "read_text",
+    "reports_errors",
+    "visible",
+]
+
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def out() -> Console:
+    """The console for results, bound to the stdout of the moment."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+def err() -> Console:
+    """The console for messages."""
+    return Console(file=sys.stderr, highlight=False)
+
+
+def fail(message: str) -> NoReturn:
+    """Prints an error and ends the command as a mistake of the caller."""
+    err().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    raise typer.Exit(EXIT_MISTAKE)
+
+
+def reports_errors(command: F) -> F:
+    """Turns our own errors into one line on stderr; anything else is a fault and keeps its traceback."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except XTokenError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            err().print("interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    return guarded  # type: ignore[return-value]
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout and nothing else."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """The content of a UTF-8 file, its line ends as they are.
+
+    Raises:
+        XTokenError: it is missing, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise XTokenError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise XTokenError(
+            f"{str(path)!r} is not UTF-8: byte 0x{error.object[error.start]:02X} at offset {error.start}. "
+            "Convert it first, for example with iconv."
+        ) from None
+
+
+_VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+
+
+def visible(text: str) -> str:
+    """A token's text with its white space shown."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.translate(_VISIBLE))
