@@ -11,14 +11,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xtoken.alignment.bytes import special_key
 from xtoken.projection.matrix import Projection
 from xtoken.tokens import Vocabulary
 
 __all__ = ["DECAY", "MAX_PIECES", "Fate", "RowFates", "build_projection", "row_fates"]
+
+Ints = NDArray[np.int64]
 
 # [X]: weights 0.9 * 0.1^i before each row is made to sum to 1, so only the ratio matters; at most four pieces.
 DECAY = 0.1
@@ -101,17 +105,12 @@ def build_projection(student: Vocabulary, teacher: Vocabulary) -> Projection:
         W, V_S x V_T, with the count of rows by rule in `recipe["rows"]`.
     """
     fates = row_fates(student, teacher)
-    rows, cols, values = [], [], []
-    for i, pieces in enumerate(fates.pieces):
-        for piece, weight in _weights(pieces):
-            rows.append(i)
-            cols.append(piece)
-            values.append(weight)
+    rows, cols, values = _weighted(fates.pieces, teacher.size)
     recipe = {"decay": DECAY, "max_pieces": MAX_PIECES, "rows": fates.counts()}
     return Projection.from_coo(
-        np.array(rows, np.int64),
-        np.array(cols, np.int64),
-        np.array(values, np.float32),
+        rows,
+        cols,
+        values,
         (student.size, teacher.size),
         student_fingerprint=student.fingerprint,
         teacher_fingerprint=teacher.fingerprint,
@@ -150,10 +149,13 @@ def _by_bytes_of(content: bytes, teacher: Vocabulary) -> tuple[str, tuple[int, .
     return Fate.BYTES, tuple(cut)
 
 
-def _weights(pieces: Sequence[int]) -> list[tuple[int, float]]:
-    """The row of a token cut in these pieces: geometric weights, repeated pieces added up, summing to 1."""
-    weights: dict[int, float] = {}
-    for n, piece in enumerate(pieces):
-        weights[piece] = weights.get(piece, 0.0) + DECAY**n
-    total = sum(weights.values())
-    return [(piece, weight / total) for piece, weight in weights.items()]
+def _weighted(pieces: Sequence[Sequence[int]], v_t: int) -> tuple[Ints, Ints, NDArray[np.float64]]:
+    """Entries (rows, cols, values): geometric weights by place, repeated pieces added up, each row summing to 1."""
+    lengths = np.array([len(row) for row in pieces], np.int64)
+    rows = np.repeat(np.arange(len(pieces)), lengths)
+    place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    cols = np.fromiter(chain.from_iterable(pieces), np.int64, count=len(rows))
+    cells, cell_of = np.unique(rows * v_t + cols, return_inverse=True)
+    weights = np.bincount(cell_of, weights=DECAY ** place.astype(np.float64), minlength=len(cells))
+    sums = np.bincount(cells // v_t, weights=weights, minlength=len(pieces))
+    return cells // v_t, cells % v_t, weights / sums[cells // v_t]

@@ -12,8 +12,7 @@ from xtoken.tokens.vocabulary import Vocabulary
 
 __all__ = ["CLASSES", "NUMERALS", "class_of", "token_classes"]
 
-# METHOD: digits by length, ASCII punctuation, ASCII alphabetic, white space, other ASCII, multi-byte text, partial
-# UTF-8. Only GPT-2's generation of vocabularies holds numerals longer than three.
+# Only GPT-2's generation of vocabularies holds numerals longer than three.
 CLASSES = (
     "digits-1",
     "digits-2",

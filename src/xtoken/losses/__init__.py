@@ -1,0 +1,29 @@
+"""The losses: tensors in, a sum and a count out."""
+
+from xtoken.losses.combine import (
+    dynamic_scale,
+    weighted_sum,
+)
+from xtoken.losses.cross_entropy import cross_entropy
+from xtoken.losses.hybrid import (
+    GOLD,
+    HKL,
+)
+from xtoken.losses.index import ChunkIndex
+from xtoken.losses.p_kl import PKL
+from xtoken.losses.same_tokenizer import SameTokenizerKL
+from xtoken.losses.term import LossTerm
+from xtoken.losses.uld import ULD
+
+__all__ = [
+    "GOLD",
+    "HKL",
+    "PKL",
+    "ULD",
+    "ChunkIndex",
+    "LossTerm",
+    "SameTokenizerKL",
+    "cross_entropy",
+    "dynamic_scale",
+    "weighted_sum",
+]

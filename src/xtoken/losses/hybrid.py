@@ -1,0 +1,151 @@
+"""GOLD and H-KL: KL on the tokens that both vocabularies have, and the distance of sorted probabilities on the rest.
+
+One formula, two partitions: GOLD pairs the tokens whose strings are equal, H-KL also those that W pairs best. Types: a
+partition gives P pairs, one-to-one; what is in no pair is the remainder, of different size on each side. Law: 0 where
+the paired probabilities agree and the remainders hold the same values, in whatever order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xtoken.errors import XTokenError
+from xtoken.losses.divergence import kl_divergence, sorted_l1
+from xtoken.losses.index import ChunkIndex
+from xtoken.losses.merge import ChunkDistributions, Merge, check_merge, dense_chunks, student_chunks
+from xtoken.losses.term import LossTerm
+from xtoken.teachers.signal import TeacherSignal
+
+__all__ = ["GOLD", "HKL", "PartitionLike", "common_kl", "remainder_l1"]
+
+# [X] gives both terms weight 1 when it restates [G].
+COMMON_WEIGHT = 1.0
+REMAINDER_WEIGHT = 1.0
+
+
+class PartitionLike(Protocol):
+    """What GOLD and H-KL need of a partition; `xtoken.projection.Partition` has it."""
+
+    @property
+    def student_ids(self) -> NDArray[Any]:
+        """int [P], the paired student tokens."""
+
+    @property
+    def teacher_ids(self) -> NDArray[Any]:
+        """int [P], their partners."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V_S, V_T)."""
+
+
+def common_kl(student: ChunkDistributions, teacher: ChunkDistributions, ids_s: Tensor, ids_t: Tensor) -> Tensor:
+    """sum over the pairs of p_T log(p_T / p_S), with softmaxes over the full vocabularies; [K], nats.
+
+    Neither side sums to 1 over the pairs, so this part alone may be negative; and it pushes every unpaired logit down,
+    whatever the text says: d / d z_j = p_S[j] * (the teacher's mass on the pairs), Proposition 1 of [X].
+    """
+    return kl_divergence(teacher.log_vectors.index_select(1, ids_t), student.log_vectors.index_select(1, ids_s))
+
+
+def remainder_l1(student: ChunkDistributions, teacher: ChunkDistributions, rest_s: Tensor, rest_t: Tensor) -> Tensor:
+    """L1 distance of the two sorted remainders, the shorter padded with zeros; [K], probability."""
+    remainders = (side.log_vectors.index_select(1, rest).exp() for side, rest in ((student, rest_s), (teacher, rest_t)))
+    return sorted_l1(*remainders)
+
+
+class GOLD(nn.Module):
+    """GOLD: KL over the strict common set plus sorted L1 over the remainders.
+
+    The student is read at the signal's temperature tau, and the loss is multiplied by tau^2. The KL part may be
+    negative, and so may the sum: it is no divergence unless the two sides put equal mass on the pairs.
+
+    Args:
+        partition: the pairs; only `student_ids`, `teacher_ids` and `shape` are used.
+        merge: "chain", "mean" or "first"; see `xtoken.losses.merge`.
+        common_weight: weight of the KL.
+        remainder_weight: weight of the L1.
+
+    Raises:
+        XTokenError: the pairs are not one-to-one within the shape.
+
+    Source: "Unlocking On-Policy Distillation for Any Model Family", Hugging Face, October 2025, in the form restated by
+    Sreenivas et al., "X-Token", https://arxiv.org/abs/2605.21699.
+    """
+
+    student_ids: Tensor
+    teacher_ids: Tensor
+    student_rest: Tensor
+    teacher_rest: Tensor
+
+    def __init__(
+        self,
+        partition: PartitionLike,
+        merge: Merge = "chain",
+        common_weight: float = COMMON_WEIGHT,
+        remainder_weight: float = REMAINDER_WEIGHT,
+    ) -> None:
+        super().__init__()
+        check_merge(merge)
+        self.student_vocab_size, self.teacher_vocab_size = partition.shape
+        self.merge: Merge = merge
+        self.common_weight, self.remainder_weight = common_weight, remainder_weight
+        for side, ids, size in zip(
+            ("student", "teacher"), (partition.student_ids, partition.teacher_ids), partition.shape, strict=True
+        ):
+            paired = torch.from_numpy(np.array(ids)).long()
+            self.register_buffer(f"{side}_ids", paired, persistent=False)
+            self.register_buffer(f"{side}_rest", _rest(paired, size, side), persistent=False)
+        if len(self.student_ids) != len(self.teacher_ids):
+            raise XTokenError(
+                f"a partition pairs ids one-to-one; this one has {len(self.student_ids)} student ids and "
+                f"{len(self.teacher_ids)} teacher ids."
+            )
+
+    def forward(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
+        """The sum over the chunks.
+
+        Args:
+            student_logits: [..., V_S or wider]; leading dimensions are flattened to the rows the index counts.
+            teacher: its dense signal.
+            index: the chunks.
+
+        Returns:
+            total, count in chunks, and the metrics `common` and `remainder`: the two parts before their weights, tau^2
+            included.
+
+        Raises:
+            XTokenError: logits or signal do not fit the partition's vocabularies, or the signal is a top-k one.
+        """
+        tau = teacher.temperature
+        chunks_s = student_chunks(student_logits, self.student_vocab_size, index, tau, self.merge)
+        chunks_t = dense_chunks(teacher, self.teacher_vocab_size, index, self.merge, type(self).__name__)
+        common = tau**2 * common_kl(chunks_s, chunks_t, self.student_ids, self.teacher_ids)
+        remainder = tau**2 * remainder_l1(chunks_s, chunks_t, self.student_rest, self.teacher_rest)
+        values = self.common_weight * common + self.remainder_weight * remainder
+        return LossTerm.of(values, common=common, remainder=remainder)
+
+
+class HKL(GOLD):
+    """H-KL: GOLD's formula on a relaxed partition, whose pairs also hold each student token's best match under W.
+
+    Build it with `xtoken.projection.relaxed_partition`; everything else is as in `GOLD`.
+
+    Source: Sreenivas et al., "X-Token", https://arxiv.org/abs/2605.21699.
+    """
+
+
+def _rest(paired: Tensor, size: int, side: str) -> Tensor:
+    """int64, the ids below `size` that are in no pair."""
+    if paired.numel() and not 0 <= int(paired.min()) <= int(paired.max()) < size:
+        raise XTokenError(f"the partition pairs a {side} id outside its vocabulary of {size}.")
+    is_paired = torch.zeros(size, dtype=torch.bool)
+    is_paired[paired] = True
+    if int(is_paired.sum()) != len(paired):
+        raise XTokenError(f"a partition pairs ids one-to-one; this one pairs a {side} id twice.")
+    return torch.nonzero(~is_paired).squeeze(1)

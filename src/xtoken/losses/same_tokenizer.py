@@ -1,0 +1,69 @@
+"""The KL of a teacher that shares the student's tokenizer: token by token, no projection, no merge.
+
+Law: it is the expected difference of log-likelihood, so 0 only where the two distributions are equal.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from xtoken.errors import XTokenError
+from xtoken.losses.divergence import kl_divergence
+from xtoken.losses.index import ChunkIndex
+from xtoken.losses.logspace import log_normalise
+from xtoken.losses.merge import student_chunks, teacher_chunks
+from xtoken.losses.term import LossTerm
+from xtoken.teachers.signal import TeacherSignal, TopKSignal
+
+__all__ = ["SameTokenizerKL"]
+
+
+class SameTokenizerKL(nn.Module):
+    """KL( p_T || p_S ) of each token, over one vocabulary.
+
+    With a top-k signal both sides are renormalised among the teacher's k tokens. The student is read at the signal's
+    temperature tau, and the loss is multiplied by tau^2.
+
+    Args:
+        vocab_size: V, of both.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def forward(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
+        """The sum over the tokens.
+
+        Args:
+            student_logits: [..., V or wider]; leading dimensions are flattened to the rows the index counts.
+            teacher: its signal, dense or top-k.
+            index: the chunks, one token to one token.
+
+        Returns:
+            total in nats, count in tokens, no metrics.
+
+        Raises:
+            XTokenError: a chunk holds more than one token, or logits or signal do not fit the vocabulary.
+        """
+        _check_one_to_one(index)
+        tau = teacher.temperature
+        log_q = student_chunks(student_logits, self.vocab_size, index, tau, "first").log_probs
+        log_p = teacher_chunks(teacher, self.vocab_size, index, "first").log_probs
+        if isinstance(teacher, TopKSignal):
+            log_p, log_q = log_normalise(log_p), log_normalise(torch.where(log_p.isneginf(), log_p, log_q))
+        return LossTerm.of(tau**2 * kl_divergence(log_p, log_q))
+
+
+def _check_one_to_one(index: ChunkIndex) -> None:
+    """Every chunk has at least one token a side, so as many tokens as chunks means one each.
+
+    Comparing shapes reads no value back from the device.
+    """
+    n_s, n_t = index.student_rows.shape[0], index.teacher_rows.shape[0]
+    if not n_s == n_t == index.n_chunks:
+        raise XTokenError(
+            f"the same-tokenizer KL takes chunks of one token on each side, and {index.n_chunks} chunks hold {n_s} "
+            f"student and {n_t} teacher tokens. The two tokenizers differ: use P-KL or H-KL."
+        )

@@ -1,0 +1,19 @@
+"""The example in docs/losses.md runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+DOCS = Path(__file__).parents[2] / "docs" / "losses.md"
+
+
+def test_the_example_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["index"].n_chunks == 2
+    assert names["student_logits"].grad.abs().max() > 0
