@@ -36,14 +36,21 @@ def byte_chunks(student: Vocabulary, teacher: Vocabulary, spans_s: TokenSpans, s
     kept = (rows[:, 1] > rows[:, 0]) & (rows[:, 3] > rows[:, 2])
     rows = rows[kept]
     if spans_s.verbatim is not None or spans_t.verbatim is not None:
-        rows = rows[_same_bytes(student, teacher, spans_s, spans_t, rows)]
+        rows = _same_bytes(student, teacher, spans_s, spans_t, rows)
     return _with_specials(rows, _special_pairs(student, teacher, spans_s, spans_t))
 
 
 def _content(vocabulary: Vocabulary, spans: TokenSpans) -> Ints:
-    """The positions of tokens that cover bytes or spell some: all but zero-width special tokens."""
+    """The positions of tokens that stand for text: all but the events."""
+    return np.flatnonzero(~_is_event(vocabulary, spans))
+
+
+def _is_event(vocabulary: Vocabulary, spans: TokenSpans) -> NDArray[np.bool_]:
+    """bool [n]: special tokens of zero width. An unknown token stands for text even where it shares its character."""
     widths = np.diff(spans.ends, prepend=0)
-    return np.flatnonzero(~vocabulary.is_special[spans.ids] | (widths > 0))
+    unknown = [i for i, role in vocabulary.roles.items() if role is Role.UNK]
+    event: NDArray[np.bool_] = vocabulary.is_special[spans.ids] & (widths == 0) & ~np.isin(spans.ids, unknown)
+    return event
 
 
 def _groups(ends_s: Ints, ends_t: Ints) -> Ints:
@@ -69,12 +76,11 @@ def _whole(content: Ints, starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
     return first, np.where(last - first == stops - 1 - starts, last + 1, first)
 
 
-def _same_bytes(
-    student: Vocabulary, teacher: Vocabulary, spans_s: TokenSpans, spans_t: TokenSpans, rows: Ints
-) -> NDArray[np.bool_]:
-    """Which groups spell the same bytes on both sides; read out only where a token is not verbatim.
+def _same_bytes(student: Vocabulary, teacher: Vocabulary, spans_s: TokenSpans, spans_t: TokenSpans, rows: Ints) -> Ints:
+    """The groups that spell the same bytes on both sides; read out only where a token is not verbatim.
 
-    A special token inside a group (an unknown character) spells nothing known, so such a group never matches.
+    A special token inside a group (an unknown character) spells nothing known, so such a group never matches. Tokens of
+    white space that lead a group are left out where the other side drops white space, as WordPiece does.
     """
     doubt_s, doubt_t = _doubtful(student, spans_s), _doubtful(teacher, spans_t)
     doubtful = (doubt_s[rows[:, 1]] > doubt_s[rows[:, 0]]) | (doubt_t[rows[:, 3]] > doubt_t[rows[:, 2]])
@@ -84,9 +90,18 @@ def _same_bytes(
         ids_s, ids_t = spans_s.ids[s0:s1], spans_t.ids[t0:t1]
         if student.is_special[ids_s].any() or teacher.is_special[ids_t].any():
             continue
-        spelled_s = b"".join([student.tokens[i] for i in ids_s.tolist()])
-        same[c] = spelled_s == b"".join([teacher.tokens[i] for i in ids_t.tolist()])
-    return same
+        pieces_s, pieces_t = [student.tokens[i] for i in ids_s.tolist()], [teacher.tokens[i] for i in ids_t.tolist()]
+        skip_s, skip_t = _leading_space(pieces_s, pieces_t), _leading_space(pieces_t, pieces_s)
+        same[c] = b"".join(pieces_s[skip_s:]) == b"".join(pieces_t[skip_t:])
+        rows[c] += (skip_s, 0, skip_t, 0)
+    return rows[same]
+
+
+def _leading_space(pieces: list[bytes], others: list[bytes]) -> int:
+    """How many leading tokens of white space the other side lacks, all of them or none."""
+    if others[0][:1].isspace():
+        return 0
+    return next((n for n, piece in enumerate(pieces) if not piece.isspace()), 0)
 
 
 def _doubtful(vocabulary: Vocabulary, spans: TokenSpans) -> Ints:
@@ -113,8 +128,7 @@ def _special_pairs(student: Vocabulary, teacher: Vocabulary, spans_s: TokenSpans
 
 
 def _zero_width_specials(vocabulary: Vocabulary, spans: TokenSpans) -> list[tuple[int, Key]]:
-    widths = np.diff(spans.ends, prepend=0)
-    places = np.flatnonzero(vocabulary.is_special[spans.ids] & (widths == 0))
+    places = np.flatnonzero(_is_event(vocabulary, spans))
     return [(int(i), special_key(vocabulary, int(spans.ids[i]))) for i in places]
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xtoken.alignment.bytes import special_key
 from xtoken.errors import XTokenError
-from xtoken.tokens import TokenSpans, Vocabulary
+from xtoken.tokens import Role, TokenSpans, Vocabulary
 
 __all__ = ["dp_chunks"]
 
@@ -62,7 +62,12 @@ def dp_chunks(student: Vocabulary, teacher: Vocabulary, spans_s: TokenSpans, spa
 
 
 def _canonical(vocabulary: Vocabulary, token: int) -> Hashable:
-    """A token's canonical form: its bytes, in which every family's space and newline are already one; or its event."""
+    """A token's canonical form: its bytes, in which every family's space and newline are already one; or its event.
+
+    An unknown token equals nothing, not even another one: it hides what it stands for.
+    """
+    if vocabulary.roles.get(token) is Role.UNK:
+        return object()
     return special_key(vocabulary, token) if token in vocabulary.roles else vocabulary.tokens[token]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from xtoken.errors import UnsupportedTokenizerError
 
-__all__ = ["BYTE_TO_CHAR", "Family", "components", "family_of", "meta_symbol", "piece_bytes"]
+__all__ = ["BYTE_TO_CHAR", "Family", "components", "family_of", "is_byte_piece", "meta_symbol", "piece_bytes"]
 
 Spec = dict[str, Any]
 
@@ -103,6 +103,11 @@ def _kind_by_fields(model: Spec) -> str:
     if isinstance(model.get("vocab"), list):
         return "Unigram"
     return "WordPiece" if "continuing_subword_prefix" in model else "WordLevel"
+
+
+def is_byte_piece(piece: str) -> bool:
+    """Whether a piece is spelled as a single byte, `<0xHH>`."""
+    return _BYTE_PIECE.fullmatch(piece) is not None
 
 
 def piece_bytes(piece: str, family: Family, *, meta: str | None, byte_fallback: bool, prefix: str) -> bytes:

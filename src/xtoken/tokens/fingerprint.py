@@ -22,8 +22,9 @@ _ADDED_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
 def _settings(part: dict[str, Any]) -> dict[str, Any]:
-    """A component without what does not change ids; absent, null, false and empty are one thing."""
-    return {k: v for k, v in part.items() if k not in _WITHOUT_EFFECT and v not in (None, False, "")}
+    """A component without what does not change ids; absent, null, false and empty are one thing, zero is not."""
+    kept = {k: v for k, v in part.items() if k not in _WITHOUT_EFFECT and v is not None and v is not False}
+    return {k: v for k, v in kept.items() if v != ""}
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:

@@ -266,6 +266,9 @@ def _byte_pair_tokenizer(ranks: dict[bytes, int], pattern: str, specials: Sequen
 # -- SentencePiece -----------------------------------------------------------------------------------------------------
 
 
+_SPM_UNIGRAM, _SPM_BPE = 1, 2  # TrainerSpec.ModelType in sentencepiece_model.proto
+
+
 def _from_sentencepiece(content: bytes, name: str, config: dict[str, Any]) -> Any:
     """A SentencePiece model as the tokenizers library runs it."""
     from google.protobuf.message import DecodeError
@@ -279,19 +282,23 @@ def _from_sentencepiece(content: bytes, name: str, config: dict[str, Any]) -> An
             f"{name} is neither a tiktoken file nor a SentencePiece model. Supported files: tokenizer.json, "
             "tekken.json, tiktoken, SentencePiece BPE and Unigram, vocab.txt."
         ) from None
-    kinds = {1: _spm_unigram, 2: _spm_bpe}
+    kinds = {_SPM_UNIGRAM: _spm_unigram, _SPM_BPE: _spm_bpe}
     if not model.pieces or model.trainer_spec.model_type not in kinds:
         raise UnsupportedTokenizerError(
             f"{name} is a SentencePiece model of type {model.trainer_spec.model_type} (3 is word, 4 is char); "
             "supported are 1 (Unigram) and 2 (BPE)."
         )
+    if model.trainer_spec.treat_whitespace_as_suffix:
+        raise UnsupportedTokenizerError(
+            f"{name} is a SentencePiece model with treat_whitespace_as_suffix: its pieces end in their space, which "
+            "the tokenizers library cannot run. Supported are pieces that begin with it."
+        )
     tokenizer = Tokenizer(kinds[model.trainer_spec.model_type](model))
     tokenizer.normalizer = _spm_normalizer(model.normalizer_spec)
     kind = proto.ModelProto.SentencePiece
-    for piece in model.pieces:
-        special = piece.type in (kind.UNKNOWN, kind.CONTROL)
-        if special or piece.type == kind.USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(piece.piece, special=special, normalized=not special)])
+    _add_in_order(tokenizer, [p.piece for p in model.pieces if p.type in (kind.UNKNOWN, kind.CONTROL)], special=True)
+    if model.trainer_spec.model_type == _SPM_BPE:
+        tokenizer.pre_tokenizer = _spm_symbols([p.piece for p in model.pieces if p.type == kind.USER_DEFINED])
     _add_declared(tokenizer, config)
     if config.get("add_bos_token", False) and (bos := _content(config.get("bos_token"))):
         _set_prefix(tokenizer, (bos,))
@@ -299,7 +306,11 @@ def _from_sentencepiece(content: bytes, name: str, config: dict[str, Any]) -> An
 
 
 def _spm_unigram(model: Any) -> Any:
-    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    """Scores as they are, and a user-defined symbol's so that it always wins (sentencepiece, `unigram_model.cc`)."""
+    kind = type(model).SentencePiece
+    best = max((piece.score for piece in model.pieces if piece.type == kind.NORMAL), default=0.0)
+    symbol_score = {p.piece: len(p.piece) * best - 0.1 for p in model.pieces if p.type == kind.USER_DEFINED}
+    pieces = [(piece.piece, symbol_score.get(piece.piece, piece.score)) for piece in model.pieces]
     return models.Unigram(pieces, unk_id=model.trainer_spec.unk_id, byte_fallback=model.trainer_spec.byte_fallback)
 
 
@@ -313,8 +324,28 @@ def _spm_bpe(model: Any) -> Any:
         cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
         pairs = [(ids[a], ids[b], a, b) for a, b in cuts if a in usable and b in usable]
         merges += [(a, b) for _, _, a, b in sorted(pairs)]
-    spec = model.trainer_spec
-    return models.BPE(ids, merges, unk_token=spec.unk_piece, fuse_unk=True, byte_fallback=spec.byte_fallback)
+    spec, symbols = model.trainer_spec, any(piece.type == kind.USER_DEFINED for piece in model.pieces)
+    return models.BPE(
+        ids,
+        merges,
+        unk_token=spec.unk_piece,
+        fuse_unk=True,
+        byte_fallback=spec.byte_fallback,
+        ignore_merges=symbols,  # a user-defined symbol is made of no merges; it is taken whole
+    )
+
+
+def _spm_symbols(symbols: Sequence[str]) -> Any:
+    """User-defined symbols cut out of the normalised text, the longest first; each then is a word that is a piece.
+
+    As added tokens they would cut the text before the dummy space is put in front of it, which then comes before each
+    part.
+    """
+    if not symbols:
+        return None
+    longest_first = sorted(symbols, key=len, reverse=True)
+    pattern = "|".join("".join(f"\\x{{{ord(char):X}}}" for char in symbol) for symbol in longest_first)
+    return pre_tokenizers.Split(Regex(pattern), behavior="isolated")
 
 
 def _spm_normalizer(spec: Any) -> Any:
@@ -322,7 +353,8 @@ def _spm_normalizer(spec: Any) -> Any:
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        # Spaces alone, where the library's Strip takes every white space.
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend("▁"))
     if spec.escape_whitespaces:

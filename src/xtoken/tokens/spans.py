@@ -114,9 +114,12 @@ def spans_by_offsets(
         if last > first:
             begin = int(ends[first - 1]) if first else 0
             group = [tokens[i] for i in ids[first : last + 1].tolist()]
+            spelled, covered = b"".join(group), raw[begin : ends[last]]
+            # What a tokenizer puts in front of the whole text (a dummy space) leads the first group and covers nothing.
+            extra = len(spelled) - len(covered) if first == 0 and spelled.endswith(covered) else 0
             ends[first : last + 1] = ends[last]
-            if b"".join(group) == raw[begin : ends[last]]:
-                ends[first : last + 1] = begin + np.cumsum([len(token) for token in group])
+            if spelled[extra:] == covered:
+                ends[first : last + 1] = begin + np.maximum(np.cumsum([len(token) for token in group]) - extra, 0)
         first = int(last) + 1
     begins = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
     pairs = zip(ids.tolist(), begins.tolist(), ends.tolist(), strict=True)

@@ -16,9 +16,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from xtoken.errors import XTokenError
-from xtoken.tokens.families import BYTE_TO_CHAR, Family, components, family_of, meta_symbol, piece_bytes
+from xtoken.tokens.families import (
+    BYTE_TO_CHAR,
+    Family,
+    components,
+    family_of,
+    is_byte_piece,
+    meta_symbol,
+    piece_bytes,
+)
 from xtoken.tokens.fingerprint import fingerprint
 from xtoken.tokens.hf import LoadedTokenizer, load_tokenizer, tokenizer_of
 from xtoken.tokens.roles import Role, role_of
@@ -55,7 +64,6 @@ class Vocabulary:
         """Takes over a `tokenizers.Tokenizer` (it is changed); prefer the two class methods."""
         tokenizer.post_processor = None  # it would add specials, and trim the spaces off the offsets
         tokenizer.encode_special_tokens = True  # a text that spells a special token is still text
-        self._tokenizer = tokenizer
         self._declared = dict(declared or {})
         self.name = name
         self.prefix_ids = tuple(prefix_ids)
@@ -63,6 +71,7 @@ class Vocabulary:
         self._spec: dict[str, Any] = json.loads(tokenizer.to_str())
         self.family = family_of(self._spec)
         self._read_tokens()
+        self._tokenizer = _runnable(tokenizer, self._spec, self.contents)
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, *, revision: str | None = None) -> Vocabulary:
@@ -100,7 +109,7 @@ class Vocabulary:
         return cls(tokenizer, loaded.name, prefix_ids=prefix, suffix_ids=suffix, declared=loaded.declared)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = (self._tokenizer.to_str(), self.name, self.prefix_ids, self.suffix_ids, self._declared)
+        state = (json.dumps(self._spec), self.name, self.prefix_ids, self.suffix_ids, self._declared)
         return _rebuild, state
 
     def __repr__(self) -> str:
@@ -122,7 +131,8 @@ class Vocabulary:
         contents = {token["id"]: str(token["content"]) for token in added if token["special"]}
         contents |= {i: pieces[i] for i in _unknown_ids(model) if i in pieces}
         for token in added:
-            tokens[token["id"]] = str(token["content"]).encode()
+            if token["id"] not in pieces:  # else the model too can produce it, and spells it as its other pieces
+                tokens[token["id"]] = str(token["content"]).encode()
         for i in contents:
             tokens[i] = b""
         self.tokens: tuple[bytes, ...] = tuple(tokens)
@@ -213,13 +223,23 @@ class Vocabulary:
             "pre_tokenizer"
         ):
             return self._tokenizer
-        bare = type(self._tokenizer).from_str(json.dumps(spec))
+        bare = Tokenizer.from_str(json.dumps(spec))
         bare.encode_special_tokens = True
-        return bare
+        return _runnable(bare, spec, self.contents)
 
     def retokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text taken as the middle of a longer one: no special tokens, no dummy space in front."""
-        return [encoding.ids for encoding in self._bare.encode_batch(list(texts), add_special_tokens=False)]
+        """The ids of each text taken as the middle of a longer one: no special tokens, no dummy space in front.
+
+        A tokenizer that puts a space in front may also strip or split at one it finds there, so a text that begins with
+        a space is given to it without, and the space it adds is the one wanted.
+        """
+        bare = self._bare
+        adds_space = bare is not self._tokenizer
+        led = [adds_space and text.startswith(" ") for text in texts]
+        with_space = self._tokenizer.encode_batch([text[1:] for text, is_led in zip(texts, led, strict=True) if is_led])
+        without = bare.encode_batch([text for text, is_led in zip(texts, led, strict=True) if not is_led])
+        sources = {True: iter(with_space), False: iter(without)}
+        return [next(sources[is_led]).ids for is_led in led]
 
     def segment(self, content: bytes) -> list[int] | None:
         """The ids whose bytes joined are exactly `content`, which need not be text; None where there are none.
@@ -239,13 +259,39 @@ class Vocabulary:
         return [] if byte is None else [byte]
 
 
+# Below any real log-probability of a piece, and small enough that sums of many keep their precision.
+_NEVER = -1000.0
+
+
+def _runnable(tokenizer: Any, spec: dict[str, Any], contents: dict[int, str]) -> Any:
+    """The tokenizer as it is run: one that reads no special token and no byte piece out of a text that spells its name.
+
+    The library's Unigram matches every piece of its list, and its BPE takes whole words that are pieces where it is
+    told to ignore merges; SentencePiece leaves special and byte pieces out. Special pieces get a name with a bare
+    space, which no text holds once spaces are escaped; byte pieces keep theirs, by which they are found, and get a
+    score that any other reading beats.
+    """
+    model = dict(spec["model"])
+    is_unigram = isinstance(model["vocab"], list)
+    if meta_symbol(spec) is None or not (is_unigram or model.get("ignore_merges")):
+        return tokenizer
+    if is_unigram:
+        named = [[f" {piece}" if i in contents else piece, score] for i, (piece, score) in enumerate(model["vocab"])]
+        lowered = model.get("byte_fallback", False)
+        model["vocab"] = [[p, _NEVER if lowered and is_byte_piece(p) else score] for p, score in named]
+    else:
+        model["vocab"] = {f" {piece}" if i in contents else piece: i for piece, i in model["vocab"].items()}
+        model["unk_token"] = f" {model['unk_token']}" if model.get("unk_token") else None
+    added = [token for token in spec.get("added_tokens") or [] if not token["special"]]
+    runnable = Tokenizer.from_str(json.dumps({**spec, "added_tokens": added, "model": model}))
+    runnable.encode_special_tokens = True
+    return runnable
+
+
 def _rebuild(
     spec: str, name: str, prefix_ids: Sequence[int], suffix_ids: Sequence[int], declared: dict[str, str]
 ) -> Vocabulary:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(spec)
-    return Vocabulary(tokenizer, name, prefix_ids=prefix_ids, suffix_ids=suffix_ids, declared=declared)
+    return Vocabulary(Tokenizer.from_str(spec), name, prefix_ids=prefix_ids, suffix_ids=suffix_ids, declared=declared)
 
 
 def _automatic_specials(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
