@@ -14,7 +14,7 @@ from typing import Any
 
 from xtoken.errors import UnsupportedTokenizerError
 
-__all__ = ["BYTE_TO_CHAR", "Family", "components", "family_of", "is_byte_piece", "meta_symbol", "piece_bytes"]
+__all__ = ["BYTE_TO_CHAR", "Family", "components", "family_of", "meta_symbol", "piece_bytes"]
 
 Spec = dict[str, Any]
 
@@ -78,17 +78,20 @@ def family_of(spec: Spec) -> Family:
     model = spec["model"]
     kind = model.get("type") or _kind_by_fields(model)
     parts = [*components(spec.get("normalizer")), *components(spec.get("pre_tokenizer"))]
-    if kind in ("BPE", "Unigram") and any(part["type"] == "ByteLevel" for part in parts):
+    # Marks of place inside a word are no bytes; only WordPiece's, which it always has, is known how to take off.
+    marks = ("end_of_word_suffix", "continuing_subword_prefix")
+    marked = kind == "BPE" and any(model.get(mark) for mark in marks)
+    if kind in ("BPE", "Unigram") and not marked and any(part["type"] == "ByteLevel" for part in parts):
         return Family.BYTE_LEVEL
     if kind == "Unigram":
         return Family.SENTENCEPIECE_UNIGRAM
-    if kind == "BPE" and not model.get("end_of_word_suffix") and (meta_symbol(spec) or model.get("byte_fallback")):
+    if kind == "BPE" and not marked and (meta_symbol(spec) or model.get("byte_fallback")):
         return Family.SENTENCEPIECE_BPE
     if kind == "WordPiece":
         return Family.WORDPIECE
     found = f"model {kind!r} with pre-tokenizer {[p['type'] for p in components(spec.get('pre_tokenizer'))]}"
-    if model.get("end_of_word_suffix"):
-        found += f" and end-of-word suffix {model['end_of_word_suffix']!r}"
+    if marked:
+        found += "".join(f", {mark} {model[mark]!r}" for mark in marks if model.get(mark))
     raise UnsupportedTokenizerError(
         f"this tokenizer's tokens have no exact bytes: found {found}. Supported families: byte-level BPE (GPT-2, "
         "Llama-3, Qwen, DeepSeek), SentencePiece BPE and Unigram (Llama-2, Mistral, Gemma, T5), WordPiece (BERT) and "
@@ -103,11 +106,6 @@ def _kind_by_fields(model: Spec) -> str:
     if isinstance(model.get("vocab"), list):
         return "Unigram"
     return "WordPiece" if "continuing_subword_prefix" in model else "WordLevel"
-
-
-def is_byte_piece(piece: str) -> bool:
-    """Whether a piece is spelled as a single byte, `<0xHH>`."""
-    return _BYTE_PIECE.fullmatch(piece) is not None
 
 
 def piece_bytes(piece: str, family: Family, *, meta: str | None, byte_fallback: bool, prefix: str) -> bytes:

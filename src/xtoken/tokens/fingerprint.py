@@ -11,6 +11,8 @@ import hashlib
 import json
 from typing import Any
 
+import numpy as np
+
 from xtoken.tokens.families import components
 
 __all__ = ["fingerprint"]
@@ -22,16 +24,18 @@ _ADDED_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
 def _settings(part: dict[str, Any]) -> dict[str, Any]:
-    """A component without what does not change ids; absent, null, false and empty are one thing, zero is not."""
-    kept = {k: v for k, v in part.items() if k not in _WITHOUT_EFFECT and v is not None and v is not False}
-    return {k: v for k, v in kept.items() if v != ""}
+    """A component without what does not change ids; absent, null and empty are one thing, false and zero are not."""
+    return {k: v for k, v in part.items() if k not in _WITHOUT_EFFECT and v is not None and v != ""}
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:
     settings = _settings({k: v for k, v in model.items() if k not in ("vocab", "merges")})
     vocab = model["vocab"]
-    # Unigram lists (piece, score) in id order; the others map piece to id.
-    settings["vocab"] = vocab if isinstance(vocab, list) else sorted((i, piece) for piece, i in vocab.items())
+    if isinstance(vocab, list):  # Unigram: (piece, score) in id order
+        # SentencePiece scores in float32, and a passage through JSON moves a double's last bit.
+        settings["vocab"] = [(piece, float(np.float32(score))) for piece, score in vocab]
+    else:
+        settings["vocab"] = sorted((i, piece) for piece, i in vocab.items())
     if "merges" in model:
         settings["merges"] = [m.split(" ", 1) if isinstance(m, str) else list(m) for m in model["merges"]]
     return settings

@@ -147,7 +147,10 @@ def _read_tokenizer(path: Path, config: dict[str, Any]) -> Any:
     if path.suffix == ".json" and path.name != "vocab.json":
         content = _read_json(path)
         if "vocab" in content and "config" in content:
-            return _from_tekken(content)
+            try:
+                return _from_tekken(content)
+            except (KeyError, TypeError, ValueError) as error:
+                raise XTokenError(f"{str(path)!r} is not a readable tekken.json: {error!r}") from None
         if "model" in content:
             return _from_json(path)
         raise UnsupportedTokenizerError(f"{path.name} is no tokenizer: it holds the keys {sorted(content)[:8]}")

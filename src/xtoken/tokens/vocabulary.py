@@ -7,9 +7,8 @@ bytes of the tokens joined are the text's, and this is checked on every text, ne
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from xtoken.tokens.families import (
     Family,
     components,
     family_of,
-    is_byte_piece,
     meta_symbol,
     piece_bytes,
 )
@@ -211,18 +209,18 @@ class Vocabulary:
     def _spans(self, encoding: Any, text: str, raw: bytes) -> TokenSpans:
         ids = np.array(encoding.ids, np.int64)
         spans = spans_by_lengths(ids, self.tokens, self.lengths, raw)
-        return spans or spans_by_offsets(ids, encoding.offsets, self.tokens, text, raw)
+        return spans if spans is not None else spans_by_offsets(ids, encoding.offsets, self.tokens, text, raw)
 
     @cached_property
     def _bare(self) -> Any:
         """The tokenizer without the space some put in front of a text: for pieces that are no beginning of a text."""
         spec = {**self._spec}
-        spec["normalizer"] = _sequence("normalizers", components(spec.get("normalizer")))
-        spec["pre_tokenizer"] = _sequence("pretokenizers", components(spec.get("pre_tokenizer")))
-        if spec["normalizer"] == self._spec.get("normalizer") and spec["pre_tokenizer"] == self._spec.get(
-            "pre_tokenizer"
-        ):
+        before = {key: list(components(spec.get(key))) for key in ("normalizer", "pre_tokenizer")}
+        after = {key: _without_dummy_space(parts) for key, parts in before.items()}
+        if after == before:
             return self._tokenizer
+        spec["normalizer"] = _sequence("normalizers", after["normalizer"])
+        spec["pre_tokenizer"] = _sequence("pretokenizers", after["pre_tokenizer"])
         bare = Tokenizer.from_str(json.dumps(spec))
         bare.encode_special_tokens = True
         return _runnable(bare, spec, self.contents)
@@ -230,16 +228,19 @@ class Vocabulary:
     def retokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text taken as the middle of a longer one: no special tokens, no dummy space in front.
 
-        A tokenizer that puts a space in front may also strip or split at one it finds there, so a text that begins with
-        a space is given to it without, and the space it adds is the one wanted.
+        A tokenizer that puts a space in front of a text may strip one it finds there; such a text is given to it
+        without, and the space it adds is the one wanted.
         """
-        bare = self._bare
-        adds_space = bare is not self._tokenizer
-        led = [adds_space and text.startswith(" ") for text in texts]
-        with_space = self._tokenizer.encode_batch([text[1:] for text, is_led in zip(texts, led, strict=True) if is_led])
-        without = bare.encode_batch([text for text, is_led in zip(texts, led, strict=True) if not is_led])
-        sources = {True: iter(with_space), False: iter(without)}
-        return [next(sources[is_led]).ids for is_led in led]
+        cuts = [encoding.ids for encoding in self._bare.encode_batch(list(texts))]
+        if self._bare is not self._tokenizer:
+            led = [n for n, text in enumerate(texts) if text[:1] == " " and not self._spells(cuts[n], text)]
+            for n, encoding in zip(led, self._tokenizer.encode_batch([texts[n][1:] for n in led]), strict=True):
+                if self._spells(encoding.ids, texts[n]):
+                    cuts[n] = encoding.ids
+        return cuts
+
+    def _spells(self, ids: Sequence[int], text: str) -> bool:
+        return b"".join([self.tokens[i] for i in ids]) == text.encode()
 
     def segment(self, content: bytes) -> list[int] | None:
         """The ids whose bytes joined are exactly `content`, which need not be text; None where there are none.
@@ -253,14 +254,22 @@ class Vocabulary:
         return ids if b"".join([self.tokens[i] for i in ids]) == content else None
 
     def _segment_run(self, run: str | int) -> list[int]:
+        meta = meta_symbol(self._spec)
+        if isinstance(run, str) and meta:  # the model alone: no normaliser may strip a space here
+            return [token.id for token in self._tokenizer.model.tokenize(run.replace(" ", meta))]
         if isinstance(run, str):
             return self.retokenize([run])[0]
         byte = self._tokenizer.token_to_id(f"<0x{run:02X}>")
         return [] if byte is None else [byte]
 
 
-# Below any real log-probability of a piece, and small enough that sums of many keep their precision.
-_NEVER = -1000.0
+# Cuts a text that spells a byte piece after its first character, so that it is never taken for the piece.
+_BYTE_PIECE_CUT = {
+    "type": "Split",
+    "pattern": {"Regex": "<(?=0x[0-9A-Fa-f]{2}>)"},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
 
 
 def _runnable(tokenizer: Any, spec: dict[str, Any], contents: dict[int, str]) -> Any:
@@ -268,22 +277,27 @@ def _runnable(tokenizer: Any, spec: dict[str, Any], contents: dict[int, str]) ->
 
     The library's Unigram matches every piece of its list, and its BPE takes whole words that are pieces where it is
     told to ignore merges; SentencePiece leaves special and byte pieces out. Special pieces get a name with a bare
-    space, which no text holds once spaces are escaped; byte pieces keep theirs, by which they are found, and get a
-    score that any other reading beats.
+    space, which no text holds once spaces are escaped; byte pieces keep theirs, by which they are found, and a text
+    that spells one is cut.
     """
     model = dict(spec["model"])
     is_unigram = isinstance(model["vocab"], list)
     if meta_symbol(spec) is None or not (is_unigram or model.get("ignore_merges")):
         return tokenizer
     if is_unigram:
-        named = [[f" {piece}" if i in contents else piece, score] for i, (piece, score) in enumerate(model["vocab"])]
-        lowered = model.get("byte_fallback", False)
-        model["vocab"] = [[p, _NEVER if lowered and is_byte_piece(p) else score] for p, score in named]
+        vocab = enumerate(model["vocab"])
+        model["vocab"] = [[f" {piece}" if i in contents else piece, score] for i, (piece, score) in vocab]
     else:
         model["vocab"] = {f" {piece}" if i in contents else piece: i for piece, i in model["vocab"].items()}
         model["unk_token"] = f" {model['unk_token']}" if model.get("unk_token") else None
-    added = [token for token in spec.get("added_tokens") or [] if not token["special"]]
-    runnable = Tokenizer.from_str(json.dumps({**spec, "added_tokens": added, "model": model}))
+    in_model = set(range(len(model["vocab"]))) if is_unigram else set(model["vocab"].values())
+    added = [
+        {**token, "content": f" {token['content']}"} if token["special"] and token["id"] in in_model else token
+        for token in spec.get("added_tokens") or []
+    ]
+    cuts = [*components(spec.get("pre_tokenizer")), *([_BYTE_PIECE_CUT] if model.get("byte_fallback") else [])]
+    changed = {"added_tokens": added, "model": model, "pre_tokenizer": _sequence("pretokenizers", cuts)}
+    runnable = Tokenizer.from_str(json.dumps({**spec, **changed}))
     runnable.encode_special_tokens = True
     return runnable
 
@@ -312,20 +326,20 @@ def _unknown_ids(model: dict[str, Any]) -> list[int]:
     return [vocab[model["unk_token"]]] if isinstance(vocab, dict) and model.get("unk_token") in vocab else []
 
 
-def _sequence(key: str, parts: Any) -> dict[str, Any] | None:
-    """The components without a dummy prefix, as one sequence."""
-    kept = []
-    for part in map(copy.copy, parts):
-        if part["type"] == "Prepend":
-            continue
-        if part["type"] == "Metaspace":
-            part["prepend_scheme"] = "never"
-        if part["type"] == "ByteLevel" and "add_prefix_space" in part:
-            part["add_prefix_space"] = False
-        kept.append(part)
-    if not kept:
+def _sequence(key: str, parts: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Normalisers or pre-tokenizers as one."""
+    if not parts:
         return None
-    return kept[0] if len(kept) == 1 else {"type": "Sequence", key: kept}
+    return parts[0] if len(parts) == 1 else {"type": "Sequence", key: parts}
+
+
+def _without_dummy_space(parts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The components, none of which puts a space in front any more."""
+    never: dict[str, dict[str, Any]] = {
+        "Metaspace": {"prepend_scheme": "never"},
+        "ByteLevel": {"add_prefix_space": False},
+    }
+    return [{**part, **never.get(part["type"], {})} for part in parts if part["type"] != "Prepend"]
 
 
 def _text_and_byte_runs(content: bytes) -> list[str | int]:

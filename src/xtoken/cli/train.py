@@ -1,0 +1,94 @@
+"""`xtoken train`: distil a student as a config file says."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xtoken.cli.console import EXIT_INTERRUPTED, err, out, reports_errors
+
+if TYPE_CHECKING:
+    from xtoken.training import RunResult
+
+__all__ = ["train_command"]
+
+
+def _print_settings(asked: bool) -> None:
+    if not asked:
+        return
+    from rich.table import Table
+
+    from xtoken.config import settings
+
+    table = Table("setting", "default", "what it does", title="Settings of a config file", title_justify="left")
+    for key, default, description in settings():
+        table.add_row(key, "" if default is None else str(default), description)
+    out().print(table)
+    raise typer.Exit
+
+
+@reports_errors
+def train_command(
+    config: Annotated[Path, typer.Argument(help="A YAML file of settings.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: --set optim.steps=100; may be repeated."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars; errors and the result only.")] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", callback=_print_settings, is_eager=True, help="List every setting and leave.")
+    ] = False,
+) -> None:
+    """Distil a student from its teachers. Ctrl-C stops after the step at hand, with a checkpoint to go on from."""
+    from xtoken.config import load_config
+    from xtoken.errors import XTokenError
+
+    run = load_config(config, overrides or [])
+    if run.output.folder is None:
+        raise XTokenError(f"{config}: output.folder is missing, and the student has to be saved somewhere")
+    from xtoken.training import distil
+
+    with _messages(logging.WARNING if quiet else logging.INFO):
+        result = distil(run, resume=resume, overwrite=overwrite, quiet=quiet)
+    if result.interrupted:
+        again = ["xtoken", "train", str(config), *(part for o in overrides or [] for part in ("--set", o)), "--resume"]
+        err().print(f"stopped after step {result.steps:,} of {run.optim.steps:,}; checkpoint: {result.checkpoint}")
+        err().print(f"go on with: {shlex.join(again)}", soft_wrap=True)
+        raise typer.Exit(EXIT_INTERRUPTED)
+    _summarise(result)
+
+
+@contextmanager
+def _messages(level: int) -> Iterator[None]:
+    """Shows what the library logs, on stderr."""
+    logger, handler = logging.getLogger("xtoken"), logging.StreamHandler(sys.stderr)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def _summarise(result: RunResult) -> None:
+    lines = [f"student saved in {result.folder} after step {result.steps:,} ({result.seconds:.0f} s of training)"]
+    if result.log:
+        last = result.log[-1]
+        lines.append(", ".join(f"{name} {last[name]:.4f}" for name in ("ce", "kd", "uncovered_mass") if name in last))
+    if result.data.truncated:
+        lines.append(f"{result.data.truncated:,} of {result.data.documents:,} documents were cut to the context")
+    for line in lines:
+        out().print(line, soft_wrap=True)

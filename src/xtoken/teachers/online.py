@@ -1,0 +1,115 @@
+"""A teacher that runs beside the student: its model, its loss and its weight in one object.
+
+Types: token ids in, a `TeacherSignal` out. Laws: no gradient ever reaches it; the columns by which its head is wider
+than its tokenizer are cut off before the softmax; a head narrower than the tokenizer is refused when the teacher is
+made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from xtoken.errors import XTokenError
+from xtoken.losses import ChunkIndex, LossTerm
+from xtoken.teachers.signal import TeacherSignal, signal_from_logits
+
+__all__ = ["DistillationLoss", "OnlineTeacher", "causal_logits", "check_head"]
+
+DistillationLoss = Callable[[Tensor, TeacherSignal, ChunkIndex], LossTerm]
+
+
+class OnlineTeacher:
+    """A causal language model that teaches.
+
+    Args:
+        name: what the logs call it.
+        model: a Hugging Face causal LM; it is put into evaluation mode and frozen, and keeps its dtype.
+        vocab_size: V_T, the size of its tokenizer.
+        loss: a module of `xtoken.losses`, or anything called like one.
+        weight: how much it counts among several teachers, above 0.
+        side: which tokens of a batch are its own: the `side_key` of its tokenizer.
+        temperature: tau, above 0, of teacher and student alike.
+
+    Raises:
+        XTokenError: the model's head or embeddings are narrower than the tokenizer; a weight or temperature out of
+            range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        vocab_size: int,
+        loss: DistillationLoss,
+        *,
+        side: str,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+    ) -> None:
+        check_head(model, vocab_size, f"teacher {name!r}")
+        if not 0 < weight < float("inf"):
+            raise XTokenError(f"teacher {name!r} has weight {weight}; it must be above 0 and finite")
+        if not temperature > 0:
+            raise XTokenError(f"teacher {name!r} has temperature {temperature}; it must be above 0")
+        self.name, self.vocab_size, self.loss = name, vocab_size, loss
+        self.side, self.weight, self.temperature = side, weight, temperature
+        self.model = model.eval().requires_grad_(False)
+
+    def to(self, device: torch.device | str) -> OnlineTeacher:
+        """Moves the model and what the loss holds; a model spread over devices by accelerate stays where it is."""
+        if getattr(self.model, "hf_device_map", None) is None:
+            self.model.to(device)
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(device)
+        return self
+
+    def signal(self, input_ids: Tensor, attention_mask: Tensor) -> TeacherSignal:
+        """What it predicts after every token.
+
+        Args:
+            input_ids: int64 [B, L_t].
+            attention_mask: int64 [B, L_t], 0 on padding.
+        """
+        with torch.no_grad():
+            logits = causal_logits(self.model, input_ids, attention_mask)
+            return signal_from_logits(logits, self.vocab_size, self.temperature)
+
+
+def causal_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """A causal LM's logits [B, L, W] as it gives them, soft-capped where it caps them; no key-value cache is built."""
+    return cast(Tensor, model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits)
+
+
+def check_head(model: nn.Module, vocab_size: int, who: str) -> None:
+    """Refuses a model that has no column or no embedding for some token of its tokenizer.
+
+    Args:
+        model: a Hugging Face causal LM.
+        vocab_size: the tokenizer's size.
+        who: what the message calls the model.
+
+    Raises:
+        XTokenError: the head or the embeddings are too narrow.
+    """
+    for what, layer in (("output head has", _layer(model, "output")), ("embeddings have", _layer(model, "input"))):
+        rows = None if layer is None or layer.weight is None else int(layer.weight.shape[0])
+        if rows is not None and rows < vocab_size:
+            raise XTokenError(
+                f"{who}: its {what} {rows} rows, but its tokenizer has {vocab_size} tokens. Use the tokenizer "
+                f"that belongs to the model, or resize the model (model.resize_token_embeddings({vocab_size}))."
+            )
+
+
+def _layer(model: nn.Module, which: str) -> Any:
+    """The embedding layer of a Hugging Face model; None where it has none to show."""
+    getter = getattr(model, f"get_{which}_embeddings", None)
+    try:
+        layer = getter() if getter is not None else None
+    except NotImplementedError:
+        return None
+    # A head packed by quantisation has another shape than its rows.
+    return layer if isinstance(layer, (nn.Linear, nn.Embedding)) else None

@@ -1,0 +1,119 @@
+"""What happens beside the steps: a line of metrics, a progress bar that shows them, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback
+
+__all__ = ["CheckpointFiles", "JsonLines", "LossBar", "StopRequest", "stop_on_interrupt"]
+
+METRICS_FILE = "metrics.jsonl"
+# transformers saves its arguments as a pickle beside every checkpoint; nothing reads it, and we keep no pickles.
+_PICKLED_ARGUMENTS = "training_args.bin"
+
+
+class JsonLines(TrainerCallback):
+    """Writes what is logged as one JSON object a line, to `metrics.jsonl` in the output folder.
+
+    A run that resumes first drops the lines past its checkpoint, so that each step stands there once.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            path = _metrics_file(args)
+            path.write_text("".join(_lines_up_to(path, state.global_step)), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        is_summary = logs is None or "train_runtime" in logs
+        if state.is_world_process_zero and not is_summary:
+            with _metrics_file(args).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+
+def _metrics_file(args: Any) -> Path:
+    path = Path(args.output_dir) / METRICS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    if step == 0 or not path.is_file():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [line for line in lines if json.loads(line)["step"] <= step]
+
+
+class LossBar(ProgressCallback):
+    """The Trainer's bar with the two losses at its end, in place of a dict printed for every step."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {name: f"{logs[name]:.3f}" for name in ("ce", "kd") if name in logs}
+            if shown:
+                self.training_bar.set_postfix(shown, refresh=False)
+
+
+class CheckpointFiles(TrainerCallback):
+    """Makes every checkpoint a model folder that loads by itself: adds the tokenizer's files.
+
+    Args:
+        tokenizer_files: copied as they are; none where the tokenizer has no files.
+    """
+
+    def __init__(self, tokenizer_files: list[Path]) -> None:
+        self.tokenizer_files = tokenizer_files
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
+            for file in self.tokenizer_files:
+                shutil.copy(file, folder / file.name)
+
+
+class StopRequest(TrainerCallback):
+    """Ends the training after the step at hand, with a checkpoint, once it is asked to.
+
+    Attributes:
+        asked: whether it was.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.asked:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[StopRequest]:
+    """Turns the first Ctrl-C into a stop request; the second is an ordinary KeyboardInterrupt.
+
+    Outside the main thread Python delivers no signals, and Ctrl-C stays what it is.
+    """
+    request = StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.asked:
+            signal.default_int_handler(number, frame)
+        request.asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGINT, before)

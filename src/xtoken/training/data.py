@@ -1,0 +1,350 @@
+"""From documents to examples: tokens of every side and their chunks, computed once and kept.
+
+Types: `Side`, a tokenizer and the longest sequence it may give; `Example`, one document; `PreparedData`, all of them,
+as Arrow in memory or on disk; `DataReport`, what became of the documents. Laws: a training step never aligns; a
+document that is too long ends at one byte on all sides, and a chunk ends there on each; teachers with one tokenizer
+share it.
+
+Each side is: what its tokenizer puts in front by itself, the text, and its end-of-document token. A document that was
+cut has no end, so no such token. The text is never searched for special tokens, so nothing is added twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import reduce
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from xtoken.alignment import align_spans
+from xtoken.errors import XTokenError
+from xtoken.tokens import TokenSpans, Vocabulary
+from xtoken.training.texts import TextSource, texts_from_list
+
+__all__ = ["DataReport", "Example", "PreparedData", "Side", "TeacherTokens", "prepare", "side_key"]
+
+Ints = NDArray[np.int64]
+
+# Changing what an example holds makes cached ones unreadable, so the cache's name carries this.
+_FORMAT = "xtoken-examples-1"
+# Documents tokenised at a time: enough for the tokenizer to use every core, few enough to hold.
+_BATCH = 512
+# With fewer student tokens than this nothing in a document is predicted.
+_SHORTEST = 2
+
+
+@dataclass(frozen=True)
+class Side:
+    """A tokenizer in its part of a run.
+
+    Attributes:
+        vocabulary: the tokenizer.
+        context_length: the longest sequence, in its tokens.
+    """
+
+    vocabulary: Vocabulary
+    context_length: int
+
+
+@dataclass(frozen=True)
+class TeacherTokens:
+    """One document as a teacher reads it.
+
+    Attributes:
+        ids: int64 [m], its tokens.
+        chunks: int64 [C, 4], rows (s0, s1, t0, t1) as in `xtoken.alignment.Alignment`.
+    """
+
+    ids: Ints
+    chunks: Ints
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document.
+
+    Attributes:
+        ids: int64 [n], the student's tokens.
+        teachers: what each teacher's tokenizer makes of it, by `side_key`.
+    """
+
+    ids: Ints
+    teachers: dict[str, TeacherTokens]
+
+
+@dataclass
+class DataReport:
+    """What became of the documents.
+
+    Attributes:
+        documents: how many are trained on.
+        empty: skipped, without text.
+        truncated: cut to the context; they are among `documents`.
+        unusable: skipped, because nothing in them can be predicted or no common place to cut them was found.
+        bytes: of text that is trained on.
+        student_tokens: special ones included.
+        teacher_tokens, chunks: for each teacher's tokenizer, by `side_key`.
+    """
+
+    documents: int = 0
+    empty: int = 0
+    truncated: int = 0
+    unusable: int = 0
+    bytes: int = 0
+    student_tokens: int = 0
+    teacher_tokens: dict[str, int] = field(default_factory=dict)
+    chunks: dict[str, int] = field(default_factory=dict)
+
+
+class PreparedData:
+    """Examples, by number: what a DataLoader asks of a dataset.
+
+    Attributes:
+        key: sha256 in hexadecimal of everything the examples depend on.
+        report: what became of the documents.
+        sides: the `side_key` of every teacher's tokenizer in them.
+    """
+
+    def __init__(self, rows: Any, report: DataReport, key: str) -> None:
+        """Takes a `datasets.Dataset` with the columns that `prepare` writes."""
+        self._rows = rows.with_format("numpy")
+        self.report = report
+        self.key = key
+        self.sides = tuple(name.partition(":")[2] for name in rows.column_names if name.startswith("ids:"))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Example]:
+        columns = self._rows[indices]
+        return [self._example({name: values[i] for name, values in columns.items()}) for i in range(len(indices))]
+
+    def _example(self, row: dict[str, Any]) -> Example:
+        as_ints = {name: np.asarray(values, np.int64) for name, values in row.items()}
+        teachers = {k: TeacherTokens(as_ints[f"ids:{k}"], as_ints[f"chunks:{k}"].reshape(-1, 4)) for k in self.sides}
+        return Example(as_ints["ids"], teachers)
+
+
+def side_key(vocabulary: Vocabulary) -> str:
+    """What a tokenizer's tokens are filed under: equal for equal token sequences, specials included."""
+    content = json.dumps([vocabulary.fingerprint, vocabulary.prefix_ids, vocabulary.suffix_ids])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def prepare(
+    source: TextSource | Sequence[str],
+    student: Side,
+    teachers: Sequence[Side] = (),
+    *,
+    append_eos: bool = True,
+    method: str = "bytes",
+    cache: Path | None = None,
+    progress: bool = False,
+) -> PreparedData:
+    """Tokenises and aligns every document, or finds that done before.
+
+    Args:
+        source: the documents; a list holds one string each.
+        student: the student's tokenizer and context.
+        teachers: theirs; several with one tokenizer are aligned once, to the shortest of their contexts.
+        append_eos: end each document with each tokenizer's end-of-document token, where it has one.
+        method: the aligner, as for `xtoken.align`.
+        cache: a folder that keeps the result; None keeps it in memory.
+        progress: show a bar.
+
+    Raises:
+        XTokenError: no usable document; whatever reading and encoding raise, with the document's number.
+    """
+    source = source if isinstance(source, TextSource) else texts_from_list(source)
+    by_key: dict[str, Side] = {}
+    for side in teachers:
+        name = side_key(side.vocabulary)
+        known = by_key.get(name, side)
+        by_key[name] = Side(side.vocabulary, min(side.context_length, known.context_length))
+    plan = _Plan(student, by_key, append_eos, method)
+    key = plan.key(source)
+    if cache is None:
+        rows, report = _write_to_memory(plan, source, progress)
+        return PreparedData(rows, report, key)
+    path = cache / "prepared" / f"{key}.arrow"
+    if not path.is_file():
+        _write_to_file(plan, source, progress, path)
+    import datasets
+
+    report = DataReport(**json.loads(path.with_suffix(".json").read_text()))
+    return PreparedData(datasets.Dataset.from_file(str(path)), report, key)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How one document becomes one example."""
+
+    student: Side
+    teachers: dict[str, Side]
+    append_eos: bool
+    method: str
+
+    def key(self, source: TextSource) -> str:
+        sides = [(side_key(self.student.vocabulary), self.student.context_length)]
+        sides += [(name, side.context_length) for name, side in sorted(self.teachers.items())]
+        content = json.dumps([_FORMAT, source.key, sides, self.append_eos, self.method])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def schema(self) -> pa.Schema:
+        names = ["ids"] + [f"{what}:{name}" for name in self.teachers for what in ("ids", "chunks")]
+        return pa.schema([(name, pa.list_(pa.int32())) for name in names])
+
+    def spans(self, side: Side, texts: Sequence[str]) -> list[TokenSpans]:
+        vocabulary = side.vocabulary
+        suffix = list(vocabulary.suffix_ids)
+        if self.append_eos and vocabulary.eos_id is not None and vocabulary.eos_id not in suffix:
+            suffix.append(vocabulary.eos_id)
+        return [spans.with_specials(vocabulary.prefix_ids, suffix) for spans in vocabulary.encode_batch(texts)]
+
+    def examples(self, texts: Sequence[str], report: DataReport) -> Iterator[Example]:
+        all_spans = {name: self.spans(side, texts) for name, side in self.teachers.items()}
+        for i, spans_s in enumerate(self.spans(self.student, texts)):
+            spans_t = {name: spans[i] for name, spans in all_spans.items()}
+            if (example := self.example(spans_s, spans_t, report)) is not None:
+                yield example
+
+    def first_failure(self, texts: Sequence[str]) -> int:
+        """The place of the text that `examples` raised for."""
+        for place, text in enumerate(texts):
+            try:
+                list(self.examples([text], DataReport()))
+            except XTokenError:
+                return place
+        raise AssertionError("a batch fails only where one of its documents does")
+
+    def example(self, spans_s: TokenSpans, spans_t: dict[str, TokenSpans], report: DataReport) -> Example | None:
+        teachers = {name: self.teacher_tokens(name, spans_s, spans) for name, spans in spans_t.items()}
+        cut: int | None = len(spans_s)
+        if self.is_too_long(spans_s, teachers):
+            cut = _common_cut(
+                self.student.context_length, [(teachers[k], s.context_length) for k, s in self.teachers.items()]
+            )
+        if cut is None or cut < _SHORTEST:
+            report.unusable += 1
+            return None
+        report.documents += 1
+        report.truncated += cut < len(spans_s)
+        report.bytes += spans_s.length if cut == len(spans_s) else int(spans_s.ends[cut - 1])
+        example = Example(
+            spans_s.ids[:cut], {name: _cut_teacher(tokens, cut, spans_s) for name, tokens in teachers.items()}
+        )
+        _count(report, example)
+        return example
+
+    def teacher_tokens(self, name: str, spans_s: TokenSpans, spans_t: TokenSpans) -> TeacherTokens:
+        teacher, student = self.teachers[name].vocabulary, self.student.vocabulary
+        if teacher.fingerprint == student.fingerprint:  # one tokenizer: token by token, whatever the aligner
+            return TeacherTokens(spans_s.ids, _one_to_one(len(spans_s)))
+        alignment = align_spans(student, teacher, spans_s, spans_t, self.method)
+        return TeacherTokens(alignment.teacher_ids, alignment.chunks)
+
+    def is_too_long(self, spans_s: TokenSpans, teachers: dict[str, TeacherTokens]) -> bool:
+        fits = [len(teachers[name].ids) <= side.context_length for name, side in self.teachers.items()]
+        return len(spans_s) > self.student.context_length or not all(fits)
+
+
+def _one_to_one(n: int) -> Ints:
+    starts = np.arange(n)
+    return np.stack([starts, starts + 1, starts, starts + 1], axis=1)
+
+
+def _common_cut(student_limit: int, teachers: Sequence[tuple[TeacherTokens, int]]) -> int | None:
+    """The most student tokens such that every side fits and ends with a chunk; None where there is no such place.
+
+    A chunk covers the same bytes on both sides, so all sides end at the same byte.
+
+    Args:
+        student_limit: the student's context, in its tokens.
+        teachers: each teacher's tokens and its context.
+    """
+    if not teachers:
+        return student_limit
+    ends = [t.chunks[(t.chunks[:, 1] <= student_limit) & (t.chunks[:, 3] <= limit), 1] for t, limit in teachers]
+    common = reduce(np.intersect1d, ends)
+    return int(common[-1]) if len(common) else None
+
+
+def _cut_teacher(tokens: TeacherTokens, cut: int, spans_s: TokenSpans) -> TeacherTokens:
+    """A teacher's side of a document whose student side ends after `cut` tokens."""
+    if cut == len(spans_s):
+        return tokens
+    chunks = tokens.chunks[tokens.chunks[:, 1] <= cut]
+    return TeacherTokens(tokens.ids[: chunks[-1, 3]], chunks)
+
+
+def _count(report: DataReport, example: Example) -> None:
+    report.student_tokens += len(example.ids)
+    for name, tokens in example.teachers.items():
+        report.teacher_tokens[name] = report.teacher_tokens.get(name, 0) + len(tokens.ids)
+        report.chunks[name] = report.chunks.get(name, 0) + len(tokens.chunks)
+
+
+def _batches(plan: _Plan, source: TextSource, progress: bool, report: DataReport) -> Iterator[pa.RecordBatch]:
+    """The examples as Arrow, a batch of documents at a time; raises at the end where there was none."""
+    schema, texts, first = plan.schema(), source.read(), 0
+    with tqdm(total=source.count, desc="aligning", unit=" documents", disable=not progress, dynamic_ncols=True) as bar:
+        while batch := list(islice(texts, _BATCH)):
+            kept = [text for text in batch if text.strip()]
+            report.empty += len(batch) - len(kept)
+            try:
+                examples = list(plan.examples(kept, report))
+            except XTokenError as error:
+                raise XTokenError(f"{source.name}, document {first + plan.first_failure(batch)}: {error}") from error
+            yield pa.RecordBatch.from_pydict(_columns(examples, schema.names), schema)
+            first += len(batch)
+            bar.update(len(batch))
+    if not report.documents:
+        raise XTokenError(
+            f"{source.name}: no document to train on ({first} read, {report.empty} empty, {report.unusable} unusable: "
+            "too short to predict anything, or not to be cut to the context at a byte common to all sides)"
+        )
+
+
+def _columns(examples: Sequence[Example], names: Sequence[str]) -> dict[str, list[Ints]]:
+    columns: dict[str, list[Ints]] = {name: [] for name in names}
+    for example in examples:
+        columns["ids"].append(example.ids)
+        for name, tokens in example.teachers.items():
+            columns[f"ids:{name}"].append(tokens.ids)
+            columns[f"chunks:{name}"].append(tokens.chunks.reshape(-1))
+    return columns
+
+
+def _write_to_memory(plan: _Plan, source: TextSource, progress: bool) -> tuple[Any, DataReport]:
+    import datasets
+
+    report = DataReport()
+    table = pa.Table.from_batches(list(_batches(plan, source, progress, report)), plan.schema())
+    return datasets.Dataset(table), report
+
+
+def _write_to_file(plan: _Plan, source: TextSource, progress: bool, path: Path) -> None:
+    """Writes the examples, then their report, then gives the file its name: a file of that name is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, report = path.with_suffix(f".{os.getpid()}.tmp"), DataReport()
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, plan.schema()) as writer:
+            for batch in _batches(plan, source, progress, report):
+                writer.write_batch(batch)
+        path.with_suffix(".json").write_text(json.dumps(asdict(report)))
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,123 @@
+"""Loading a model and the tokenizer that belongs to it, from a folder or the hub, with errors a user can act on.
+
+Type: `LoadedModel`. The tokenizer is read as its files say (`Vocabulary`), never through AutoTokenizer, and its files
+are
+kept to be copied as they are: AutoTokenizer can put another pre-tokenizer in place of the file's and would save that.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xtoken.errors import XTokenError
+from xtoken.teachers.online import check_head
+from xtoken.tokens import Vocabulary
+
+__all__ = ["LoadedModel", "load_model", "max_positions", "tokenizer_files"]
+
+# Everything by which published model folders describe a tokenizer and its chat template.
+TOKENIZER_PATTERNS = (
+    "tokenizer*.json",
+    "tokenizer.model*",
+    "tekken.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+    "*.tiktoken",
+    "chat_template*",
+)
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory and its tokenizer.
+
+    Attributes:
+        model: a Hugging Face causal LM.
+        vocabulary: its tokenizer.
+        tokenizer_files: the files the tokenizer came from, to be saved with a student; may be empty.
+    """
+
+    model: Any
+    vocabulary: Vocabulary
+    tokenizer_files: tuple[Path, ...] = ()
+
+
+def load_model(path_or_id: str, *, who: str, revision: str | None = None, dtype: str = "float32") -> LoadedModel:
+    """Loads a causal LM and its tokenizer.
+
+    Args:
+        path_or_id: a model folder or a hub id.
+        who: what messages call it, `student` say.
+        revision: a hub revision.
+        dtype: of the weights, a name in torch.
+
+    Raises:
+        XTokenError: no model there, or one that cannot be read; weights missing; a tokenizer larger than the model.
+    """
+    folder = Path(path_or_id).expanduser()
+    if folder.exists():
+        _check_folder(folder, who)
+    elif path_or_id.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path_or_id):
+        raise XTokenError(f"{who}: there is no model folder {path_or_id}")
+    source = str(folder) if folder.exists() else path_or_id
+    vocabulary = Vocabulary.from_pretrained(source, revision=revision)
+    model = _load_weights(source, who, revision, dtype)
+    check_head(model, vocabulary.size, f"{who} {path_or_id}")
+    return LoadedModel(model, vocabulary, tokenizer_files(source, revision=revision))
+
+
+def max_positions(model: Any) -> int | None:
+    """How many tokens a model has positions for; None where it does not say."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    return int(positions) if positions else None
+
+
+def tokenizer_files(path_or_id: str, *, revision: str | None = None) -> tuple[Path, ...]:
+    """The files of a model folder, or of a hub repository in the hub's own cache, that make up its tokenizer."""
+    folder = Path(path_or_id)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(path_or_id, revision=revision, allow_patterns=list(TOKENIZER_PATTERNS)))
+    found = {file for pattern in TOKENIZER_PATTERNS for file in folder.glob(pattern) if file.is_file()}
+    return tuple(sorted(found))
+
+
+def _check_folder(folder: Path, who: str) -> None:
+    if not folder.is_dir():
+        raise XTokenError(f"{who}: {folder} is a file; expected a model folder with config.json and weights")
+    if not (folder / "config.json").is_file():
+        there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+        raise XTokenError(f"{who}: {folder} is no model folder: it has no config.json (it holds {there})")
+
+
+def _load_weights(source: str, who: str, revision: str | None, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except (
+        Exception
+    ) as error:  # transformers raises what its parts raise: OSError, ValueError, SafetensorError, KeyError
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise XTokenError(f"{who}: cannot load a causal language model from {source!r}: {reason}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise XTokenError(
+            f"{who}: {source!r} lacks {len(missing)} of the model's weights, {missing[0]} for one; they would be "
+            "random. The folder is incomplete, or is not a causal language model of the kind its config.json names."
+        )
+    return model

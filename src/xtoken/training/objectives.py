@@ -1,0 +1,123 @@
+"""Which loss a teacher teaches by, and how it is made from two vocabularies.
+
+The names of the config become modules of `xtoken.losses` here and nowhere else. `auto` asks the audit; W is built once
+for a pair of tokenizers and kept under their fingerprints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from xtoken.audit import audit
+from xtoken.config import TeacherConfig
+from xtoken.errors import XTokenError
+from xtoken.losses import GOLD, HKL, PKL, ULD, SameTokenizerKL
+from xtoken.projection import Projection, build_projection, relaxed_partition, strict_partition
+from xtoken.projection.build import DECAY, MAX_PIECES
+from xtoken.teachers.online import DistillationLoss
+from xtoken.tokens import Vocabulary
+
+__all__ = ["Objective", "choose_loss", "make_objective", "projection_for"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A teacher's loss.
+
+    Attributes:
+        loss: the module.
+        name: p-kl, h-kl, gold, uld or same.
+        reason: why this one.
+    """
+
+    loss: DistillationLoss
+    name: str
+    reason: str
+
+
+def choose_loss(asked: str, student: Vocabulary, teacher: Vocabulary) -> tuple[str, str]:
+    """The loss's name and the reason for it.
+
+    Args:
+        asked: as in the config; `auto` takes `same` for one tokenizer and what the audit recommends for two.
+        student, teacher: the vocabularies.
+
+    Raises:
+        XTokenError: `same` was asked for two different tokenizers.
+    """
+    is_same = student.fingerprint == teacher.fingerprint
+    if asked == "same" and not is_same:
+        raise XTokenError(
+            f"loss 'same' needs one tokenizer for both, but the student's, {student.name!r}, and the teacher's, "
+            f"{teacher.name!r}, differ; use 'auto'"
+        )
+    if asked != "auto":
+        return asked, "the config asks for it"
+    if is_same:
+        return "same", "teacher and student have one tokenizer"
+    report = audit(student, teacher)
+    return report.recommended_loss, report.reason
+
+
+def make_objective(config: TeacherConfig, student: Vocabulary, teacher: Vocabulary, cache: Path | None) -> Objective:
+    """The loss of one teacher.
+
+    Args:
+        config: its section of the run's config.
+        student, teacher: the vocabularies.
+        cache: the folder that keeps W; None builds it anew.
+
+    Raises:
+        XTokenError: a setting that has no effect on this loss.
+    """
+    name, reason = choose_loss(config.loss, student, teacher)
+    if name != "p-kl" and config.top_k is not None:
+        raise XTokenError(f"top_k has no effect on the loss {name!r} ({reason}): it belongs to p-kl. Leave it out.")
+    if name == "same" and config.merge is not None:
+        raise XTokenError(
+            f"merge has no effect on the loss 'same' ({reason}): its chunks are single tokens. Leave it out."
+        )
+    return Objective(_loss(name, config, student, teacher, cache), name, reason)
+
+
+def _loss(
+    name: str, config: TeacherConfig, student: Vocabulary, teacher: Vocabulary, cache: Path | None
+) -> DistillationLoss:
+    merge = config.merge or "chain"
+    if name == "same":
+        return SameTokenizerKL(student.size)
+    if name == "uld":
+        return ULD(student.size, teacher.size, merge)
+    if name == "gold":
+        return GOLD(strict_partition(student, teacher), merge)
+    projection = projection_for(student, teacher, cache)
+    if name == "h-kl":
+        return HKL(relaxed_partition(student, teacher, projection), merge)
+    return PKL(projection, merge, config.top_k)
+
+
+def projection_for(student: Vocabulary, teacher: Vocabulary, cache: Path | None) -> Projection:
+    """W of a pair of tokenizers, from the cache where it is there and sound.
+
+    Args:
+        student, teacher: the vocabularies.
+        cache: the folder; None builds W anew.
+    """
+    if cache is None:
+        return build_projection(student, teacher)
+    content = f"{student.fingerprint} {teacher.fingerprint} {DECAY} {MAX_PIECES}"
+    path = cache / "projections" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return Projection.load(path, student, teacher)
+        except XTokenError as error:
+            log.warning("the cached W is not usable and is built again: %s", error)
+    projection = build_projection(student, teacher)
+    projection.save(path)
+    log.info("built W for %s and %s: %s", student.name, teacher.name, path)
+    return projection

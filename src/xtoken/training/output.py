@@ -1,0 +1,157 @@
+"""The output folder: one run to a folder, and a run never lost by accident.
+
+A folder that holds a run is entered only to go on with it or to replace it, and replacing removes what a run wrote and
+nothing else. The student is saved as a plain Hugging Face folder. Law: a run goes on only with the settings and the
+data it began with.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xtoken.config import RunConfig
+from xtoken.errors import XTokenError
+from xtoken.training.callbacks import METRICS_FILE
+
+__all__ = ["check_same_run", "claim_folder", "clear_folder", "describe_run", "last_checkpoint", "save_student"]
+
+CONFIG_FILE = "xtoken_config.yaml"
+RUN_FILE = "xtoken_run.json"
+_CHECKPOINT = "checkpoint-"
+# Written last of all in a checkpoint, so one that has it is whole.
+_TRAINER_STATE = "trainer_state.json"
+# What says that a run was here, and what --overwrite removes.
+_TRACES = (
+    CONFIG_FILE,
+    RUN_FILE,
+    METRICS_FILE,
+    f"{_CHECKPOINT}*",
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors*",
+)
+# Changing these on the way changes neither what is learnt from nor how; the data has a key of its own.
+_FREE = (
+    "output",
+    "data.files",
+    "data.dataset",
+    "optim.steps",
+    "optim.micro_batch_size",
+    "optim.gradient_checkpointing",
+)
+
+
+def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a folder that a run may not enter; makes one that is missing, and removes nothing yet.
+
+    Args:
+        folder: the output folder; made where it is missing.
+        resume: go on with the run in it.
+        overwrite: replace the run in it.
+
+    Raises:
+        XTokenError: it holds a run and neither was asked for; both were; it is a file or cannot be written.
+    """
+    if resume and overwrite:
+        raise XTokenError("--resume goes on with a run and --overwrite removes it; give one of them")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise XTokenError(f"cannot make the output folder {folder}: {error.strerror}") from None
+    traces = _traces(folder)
+    if traces and not resume and not overwrite:
+        raise XTokenError(
+            f"the output folder {folder} already holds a run or a model ({traces[0].name}): go on with it by --resume, "
+            "replace it by --overwrite, or choose another folder"
+        )
+
+
+def clear_folder(folder: Path) -> None:
+    """Removes a run and nothing else; to be called when nothing can go wrong any more before the new one."""
+    for trace in _traces(folder):
+        if trace.is_dir():
+            shutil.rmtree(trace)
+        else:
+            trace.unlink()
+
+
+def _traces(folder: Path) -> list[Path]:
+    return [trace for pattern in _TRACES for trace in sorted(folder.glob(pattern))]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the latest step that was written to its end."""
+    whole = [path.parent for path in folder.glob(f"{_CHECKPOINT}*/{_TRAINER_STATE}")]
+    numbered = [path for path in whole if path.name.removeprefix(_CHECKPOINT).isdigit()]
+    return max(numbered, key=checkpoint_step, default=None)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step a checkpoint was written after."""
+    return int(checkpoint.name.removeprefix(_CHECKPOINT))
+
+
+def describe_run(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> None:
+    """Writes the resolved config, which starts the same run again, and the facts that came of it.
+
+    Args:
+        folder: the output folder.
+        config: with every choice made.
+        facts: plain JSON types; `data` is the key of the prepared data.
+    """
+    resolved = yaml.safe_dump(config.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
+    (folder / CONFIG_FILE).write_text(resolved, encoding="utf-8")
+    (folder / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def check_same_run(folder: Path, config: RunConfig, data_key: str) -> None:
+    """Refuses to go on with a run under other settings, or on other data.
+
+    Raises:
+        XTokenError: what changed, with both values.
+    """
+    if not (folder / RUN_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+        return
+    before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    old, new = dict(_flat(before)), dict(_flat(config.model_dump(exclude_none=True)))
+    changed = [key for key in {**old, **new} if not key.startswith(_FREE) and old.get(key) != new.get(key)]
+    facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    if changed:
+        lines = "\n".join(f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in changed)
+        raise XTokenError(
+            f"the run in {folder} was started with other settings; --resume cannot go on with these\n{lines}"
+        )
+    if facts["data"] != data_key:
+        raise XTokenError(
+            f"the run in {folder} was started on other data: the files changed since (or a tokenizer did), so the "
+            "steps done would not be those skipped. Restore them, or start anew with --overwrite."
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as dotted keys."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        yield prefix, value
+    else:
+        for key, item in inner:
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+
+
+def save_student(model: Any, folder: Path, tokenizer_files: Sequence[Path]) -> None:
+    """Saves a model folder that plain transformers loads: safetensors, config, and the tokenizer's own files.
+
+    Args:
+        model: a Hugging Face model.
+        folder: where to.
+        tokenizer_files: copied as they are.
+    """
+    model.save_pretrained(folder)
+    for file in tokenizer_files:
+        shutil.copy(file, folder / file.name)

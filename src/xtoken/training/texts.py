@@ -1,0 +1,256 @@
+"""Where documents come from: lists, local files, or `datasets`; read one at a time, never all at once.
+
+Type: `TextSource`, a name for messages, a key that changes when the texts may have changed, and a way to read them.
+A document is one string. In a .txt file it is a line, as the `text` loader of `datasets` has it, unless told otherwise;
+in .jsonl and .parquet it is the text column of a row. A file that is not UTF-8 is an error that names the byte.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from xtoken.errors import XTokenError
+
+__all__ = ["TextSource", "texts_from_dataset", "texts_from_files", "texts_from_list"]
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+SPLITS = ("line", "paragraph", "document")
+DEFAULT_COLUMN = "text"
+_BLOCK = 1 << 20  # bytes hashed at a time
+_PARQUET_ROWS = 1024  # a read's worth: large enough to be quick, small enough to hold
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Documents that can be read, more than once.
+
+    Attributes:
+        name: what messages call it.
+        key: sha256 in hexadecimal; equal keys mean equal documents.
+        read: gives the documents in order; a missing text is an empty string.
+        count: how many there are, where that is known without reading.
+    """
+
+    name: str
+    key: str
+    read: Callable[[], Iterator[str]]
+    count: int | None = None
+
+    def first(self, n: int) -> TextSource:
+        """The first n documents alone."""
+        key = hashlib.sha256(f"{self.key} {n}".encode()).hexdigest()
+        count = None if self.count is None else min(n, self.count)
+        return TextSource(self.name, key, lambda: islice(self.read(), n), count)
+
+
+def texts_from_list(texts: Sequence[str], name: str = "the given texts") -> TextSource:
+    """Documents that are in memory already.
+
+    Args:
+        texts: one string a document.
+        name: what messages call them.
+    """
+    held = tuple(texts)
+    digest = hashlib.sha256()
+    for text in held:
+        raw = text.encode("utf-8", "surrogatepass")  # a lone surrogate is told about when it is encoded in earnest
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return TextSource(name, digest.hexdigest(), lambda: iter(held), len(held))
+
+
+def texts_from_files(
+    patterns: Sequence[str | Path], *, text_column: str | None = None, split_by: str | None = None
+) -> TextSource:
+    """Documents in local files.
+
+    Args:
+        patterns: files, folders (everything readable in them, sorted) or glob patterns.
+        text_column: the key or column that holds the text in .jsonl and .parquet; `text` by default.
+        split_by: what a document is in a .txt file: `line` (default), `paragraph` or `document`.
+
+    Raises:
+        XTokenError: no such file, or of another kind; a setting without effect. While reading: a file that is not
+            UTF-8, a line that is not JSON, a column that is not there.
+    """
+    files = [file for pattern in patterns for file in _files(str(pattern))]
+    kinds = {file.suffix for file in files}
+    if text_column is not None and kinds == {".txt"}:
+        raise XTokenError(f"text_column {text_column!r} has no effect: the files are all .txt, which have no columns")
+    if split_by is not None and ".txt" not in kinds:
+        raise XTokenError(f"split_text_by {split_by!r} has no effect: there is no .txt file among the data")
+    key = hashlib.sha256(json.dumps([[_digest(file) for file in files], text_column, split_by]).encode()).hexdigest()
+    name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    return TextSource(name, key, partial(_read_files, files, text_column or DEFAULT_COLUMN, split_by or "line"))
+
+
+def texts_from_dataset(
+    path: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    text_column: str | None = None,
+) -> TextSource:
+    """Documents of a Hugging Face data set.
+
+    Args:
+        path: an id on the hub, a folder that `load_dataset` reads, or one that `save_to_disk` wrote.
+        config: the data set's configuration.
+        split: `train` by default.
+        revision: a hub revision.
+        text_column: `text` by default.
+
+    Raises:
+        XTokenError: it cannot be loaded, or has no such column; the message lists those there are.
+    """
+    rows = _load_rows(path, config, split or "train", revision)
+    column = text_column or DEFAULT_COLUMN
+    if column not in rows.column_names:
+        raise _no_column(column, rows.column_names, f"the data set {path}")
+
+    def read() -> Iterator[str]:
+        for start in range(0, len(rows), _PARQUET_ROWS):
+            for value in rows[start : start + _PARQUET_ROWS][column]:
+                yield _text(value, column, f"the data set {path}")
+
+    key = hashlib.sha256(json.dumps([rows._fingerprint, column]).encode()).hexdigest()
+    return TextSource(path, key, read, len(rows))
+
+
+def _load_rows(path: str, config: str | None, split: str, revision: str | None) -> Any:
+    import datasets
+
+    try:
+        if (Path(path) / "state.json").is_file() or (Path(path) / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(path)
+            return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        return datasets.load_dataset(path, config, split=split, revision=revision)
+    except Exception as error:  # `datasets` raises a dozen types, its own and others', for a data set it cannot load
+        raise XTokenError(f"cannot load the data set {path!r} (split {split!r}): {error}") from error
+
+
+def _files(pattern: str) -> list[Path]:
+    if Path(pattern).is_dir():
+        found = sorted(file for file in Path(pattern).rglob("*") if file.suffix in SUFFIXES)
+        if not found:
+            raise XTokenError(f"the folder {pattern} holds no {', '.join(SUFFIXES)} file")
+        return found
+    found = [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    if not found:
+        raise XTokenError(f"there is no text file {pattern}")
+    for file in found:
+        if file.suffix not in SUFFIXES:
+            raise XTokenError(
+                f"{file}: cannot read {file.suffix or 'a file without suffix'}; expected {', '.join(SUFFIXES)}"
+            )
+    return found
+
+
+def _digest(file: Path) -> str:
+    """sha256 of the content: a file that is copied or touched is the same, one that is edited is not."""
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise XTokenError(f"cannot read {file}: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def _read_files(files: Sequence[Path], column: str, split_by: str) -> Iterator[str]:
+    for file in files:
+        if file.suffix == ".txt":
+            yield from _read_text(file, split_by)
+        elif file.suffix == ".jsonl":
+            yield from _read_jsonl(file, column)
+        else:
+            yield from _read_parquet(file, column)
+
+
+def _read_text(file: Path, split_by: str) -> Iterator[str]:
+    if split_by == "document":
+        yield "".join(_lines(file))
+        return
+    paragraph: list[str] = []
+    for line in _lines(file):
+        if split_by == "line":
+            yield line.rstrip("\r\n")
+        elif line.strip():
+            paragraph.append(line)
+        else:
+            yield "".join(paragraph).rstrip("\r\n")
+            paragraph = []
+    if paragraph:
+        yield "".join(paragraph).rstrip("\r\n")
+
+
+def _read_jsonl(file: Path, column: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise XTokenError(f"{file}, line {number}: not valid JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise XTokenError(f"{file}, line {number}: expected an object with the key {column!r}, got {line[:40]!r}")
+        if column not in row:
+            raise _no_column(column, list(row), f"{file}, line {number}")
+        yield _text(row[column], column, f"{file}, line {number}")
+
+
+def _read_parquet(file: Path, column: str) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise XTokenError(f"{file} is not a readable Parquet file: {error}") from None
+    with table:
+        names = table.schema_arrow.names
+        if column not in names:
+            raise _no_column(column, names, str(file))
+        for batch in table.iter_batches(_PARQUET_ROWS, columns=[column]):
+            for value in batch.column(0).to_pylist():
+                yield _text(value, column, str(file))
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends; a byte order mark in front is not text."""
+    offset = 0
+    try:
+        with file.open("rb") as stream:
+            for line in stream:
+                text = line.decode("utf-8")
+                yield text.removeprefix("\ufeff") if offset == 0 else text
+                offset += len(line)
+    except UnicodeDecodeError as error:
+        raise XTokenError(
+            f"{file} is not UTF-8: the byte 0x{error.object[error.start]:02X} at offset {offset + error.start} is not "
+            "part of any character. Convert it (iconv -t UTF-8), or leave it out."
+        ) from None
+    except OSError as error:
+        raise XTokenError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _text(value: Any, column: str, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise XTokenError(f"{where}: the column {column!r} holds {type(value).__name__}; expected text")
+    return value
+
+
+def _no_column(column: str, columns: Sequence[str], where: str) -> XTokenError:
+    there = ", ".join(map(repr, columns)) or "none"
+    return XTokenError(f"{where} has no column {column!r}; there are {there}. Name it with data.text_column.")

@@ -1,0 +1,220 @@
+"""`XTokenTrainer`: transformers' Trainer with a distillation loss and counts that are exact.
+
+The Trainer keeps what users know it for: checkpoints, resume, trackers, progress. Laws: cross-entropy is divided by the
+number of scored tokens and each teacher's loss by its number of chunks, over the whole accumulation window and all
+processes; the loss never waits for the device, and the log waits once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+
+from xtoken.errors import XTokenError
+from xtoken.losses.cross_entropy import IGNORED_LABEL
+from xtoken.teachers.online import OnlineTeacher, causal_logits, check_head
+from xtoken.training.callbacks import JsonLines, LossBar
+from xtoken.training.collator import Collator
+from xtoken.training.distiller import DROPPED, Counts, Distiller, KdWeight, Terms
+
+__all__ = ["XTokenTrainer"]
+
+
+class XTokenTrainer(Trainer):
+    """Trains a student on text and on what its teachers say of it.
+
+    Logged at every `logging_steps`, to the trackers and to `metrics.jsonl` in the output folder, as means over the
+    steps since the last line: `ce` and `kd` (nats per token and per chunk, raw), `kd/NAME` for each teacher,
+    `kd_ce_ratio`, `kd_factor` (what the teachers' sum was multiplied by), `uncovered_mass` and `kept_chunks` (shares,
+    also by teacher), `tokens_per_second` (the student's, without padding).
+
+    Args:
+        model: the student, a Hugging Face causal LM.
+        teachers: each with its model, loss and weight; none trains by cross-entropy alone.
+        args: the Trainer's own. What this trainer cannot honour is refused.
+        train_dataset: examples, as `xtoken.training.prepare` makes them.
+        eval_dataset: likewise; its loss is the same combination, batch by batch.
+        student_vocab_size: the size of the student's tokenizer; by default the width of its head.
+        kd_weight: of the teachers' sum, or `dynamic`: scaled to the cross-entropy, micro-batch by micro-batch.
+        ce_weight: of the cross-entropy.
+        callbacks, optimizers: the Trainer's own.
+
+    Raises:
+        XTokenError: an argument that would have no effect; a dataset without the tokens of some teacher.
+    """
+
+    # compute_loss divides by the counts of the window, so the Trainer must not divide by its steps again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teachers: Sequence[OnlineTeacher] = (),
+        args: TrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        student_vocab_size: int | None = None,
+        kd_weight: KdWeight = "dynamic",
+        ce_weight: float = 1.0,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = TrainingArguments(output_dir="xtoken-run") if args is None else args
+        _check_arguments(args)
+        _check_dataset(train_dataset, teachers)
+        vocab_size = _head_width(model) if student_vocab_size is None else student_vocab_size
+        check_head(model, vocab_size, "the student")
+        args.remove_unused_columns = False  # examples are not dicts of the model's arguments
+        use_cache = getattr(model.config, "use_cache", None)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=Collator({teacher.side for teacher in teachers}),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=[JsonLines(), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        if use_cache is not None:  # the Trainer turns it off, and the student would be saved so: slow to generate with
+            model.config.use_cache = use_cache
+        self.model_accepts_loss_kwargs = True  # how releases before loss_is_scaled_for_ga are told the same
+        self._replace_progress()
+        self.distiller = Distiller([t.to(self.args.device) for t in teachers], vocab_size, kd_weight, ce_weight)
+        self._sums: dict[str, Tensor] = {}
+        self._last_log = time.perf_counter()
+
+    def _replace_progress(self) -> None:
+        """Takes out what prints a dict at every step."""
+        self.remove_callback(PrinterCallback)
+        if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
+            self.remove_callback(ProgressCallback)
+            self.add_callback(LossBar)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own."""
+        self._sums, self._last_log = {}, time.perf_counter()
+        return super().train(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Counts]:
+        """The micro-batches of one window, with the counts of all of them, over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = torch.stack([_scored_tokens(batch) for batch in batches]).sum() if batches else torch.tensor(0)
+        chunks = {t.name: sum(_n_chunks(batch, t) for batch in batches) for t in self.distiller.teachers}
+        flat = torch.stack([tokens.to(device), *(torch.tensor(n, device=device) for n in chunks.values())])
+        flat = self.accelerator.reduce(flat, reduction="sum")
+        return batches, Counts(flat[0], dict(zip(chunks, flat[1:], strict=True)))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The micro-batch's share of the window's loss; the counts come from `get_batch_samples`.
+
+        Evaluation has no window: there a batch is divided by its own counts.
+        """
+        logits = causal_logits(model, inputs["input_ids"], inputs["attention_mask"])
+        terms = self.distiller.terms(logits, inputs)
+        in_window = isinstance(num_items_in_batch, Counts)
+        loss, factor = self.distiller.combine(terms, num_items_in_batch if in_window else terms.counts())
+        if in_window:
+            self._record(terms, factor, inputs["attention_mask"].sum())
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # data parallelism averages the gradients, and these are to add
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the raw terms to the line of a training step."""
+        if "loss" in logs:
+            logs = {**logs, **self._drain()}
+        super().log(logs, start_time)
+
+    def _record(self, terms: Terms, factor: Tensor, tokens: Tensor) -> None:
+        """Adds a micro-batch to the sums of the next line, on the device."""
+        sums = {"tokens": tokens, "batches": torch.ones_like(factor), "factor": factor.detach()}
+        for name, term in {"": terms.cross_entropy, **terms.teachers}.items():
+            parts = {"total": term.total.detach(), "count": term.count, **term.metrics}
+            sums.update({f"{name}\t{part}": value for part, value in parts.items()})
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _drain(self) -> dict[str, float]:
+        """The metrics since the last line; the one place where the log waits for the device."""
+        if not self._sums:
+            return {}
+        flat = torch.stack([value.float() for value in self._sums.values()])
+        flat = self.accelerator.reduce(flat, reduction="sum")
+        sums = dict(zip(self._sums, flat.tolist(), strict=True))
+        now, before = time.perf_counter(), self._last_log
+        self._sums, self._last_log = {}, now
+        return {**_means(sums, self.distiller.teachers), "tokens_per_second": sums["tokens"] / max(now - before, 1e-9)}
+
+
+def _means(sums: Mapping[str, float], teachers: Iterable[OnlineTeacher]) -> dict[str, float]:
+    """What the log shows, from the sums over its interval."""
+    ce = _ratio(sums["\ttotal"], sums["\tcount"])
+    kd = 0.0
+    metrics: dict[str, float] = {}
+    overall: dict[str, tuple[float, float]] = {}
+    for teacher in teachers:
+        own = {key.partition("\t")[2]: value for key, value in sums.items() if key.startswith(f"{teacher.name}\t")}
+        total, count, dropped = own.pop("total"), own.pop("count"), own.pop(DROPPED)
+        kd += teacher.weight * _ratio(total, count)
+        metrics[f"kd/{teacher.name}"] = _ratio(total, count)
+        shares = {name: (value, count) for name, value in own.items()} | {"kept_chunks": (count, count + dropped)}
+        for name, (part, whole) in shares.items():
+            metrics[f"{name}/{teacher.name}"] = _ratio(part, whole)
+            had = overall.get(name, (0.0, 0.0))
+            overall[name] = (had[0] + part, had[1] + whole)
+    if not metrics:
+        return {"ce": ce}
+    factor = _ratio(sums["factor"], sums["batches"])
+    shown = {"ce": ce, "kd": kd, "kd_ce_ratio": _ratio(kd, ce), "kd_factor": factor}
+    return {**shown, **{name: _ratio(*parts) for name, parts in overall.items()}, **metrics}
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _scored_tokens(batch: Mapping[str, Any]) -> Tensor:
+    """How many labels have a predecessor to predict them."""
+    return (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
+
+
+def _n_chunks(batch: Mapping[str, Any], teacher: OnlineTeacher) -> int:
+    """How many chunks a teacher has in a batch, read off a shape."""
+    return int(batch["teachers"][teacher.side]["index"]["student_starts"].shape[0]) - 1
+
+
+def _head_width(model: nn.Module) -> int:
+    head = model.get_output_embeddings()
+    return int(model.config.vocab_size if head is None else head.weight.shape[0])
+
+
+def _check_arguments(args: TrainingArguments) -> None:
+    if args.label_smoothing_factor:
+        raise XTokenError("label_smoothing_factor has no effect here: the loss is not the Trainer's")
+    if args.n_gpu > 1:
+        raise XTokenError(
+            f"this process sees {args.n_gpu} GPUs, and the Trainer would run them as DataParallel, which cannot split "
+            "these batches. Start one process a GPU (accelerate launch), or set CUDA_VISIBLE_DEVICES to one."
+        )
+
+
+def _check_dataset(dataset: Any, teachers: Sequence[OnlineTeacher]) -> None:
+    sides = getattr(dataset, "sides", None)
+    for teacher in teachers:
+        if sides is not None and teacher.side not in sides:
+            raise XTokenError(f"the data was not prepared for the tokenizer of teacher {teacher.name!r}")
