@@ -79,7 +79,7 @@ def family_of(spec: Spec) -> Family:
     kind = model.get("type") or _kind_by_fields(model)
     parts = [*components(spec.get("normalizer")), *components(spec.get("pre_tokenizer"))]
     # Marks of place inside a word are no bytes; only WordPiece's, which it always has, is known how to take off.
-    marks = ("end_of_word_suffix", "continuing_subword_prefix")
+    marks = {"end_of_word_suffix": "end-of-word suffix", "continuing_subword_prefix": "continuing-subword prefix"}
     marked = kind == "BPE" and any(model.get(mark) for mark in marks)
     if kind in ("BPE", "Unigram") and not marked and any(part["type"] == "ByteLevel" for part in parts):
         return Family.BYTE_LEVEL
@@ -91,7 +91,7 @@ def family_of(spec: Spec) -> Family:
         return Family.WORDPIECE
     found = f"model {kind!r} with pre-tokenizer {[p['type'] for p in components(spec.get('pre_tokenizer'))]}"
     if marked:
-        found += "".join(f", {mark} {model[mark]!r}" for mark in marks if model.get(mark))
+        found += "".join(f" and {name} {model[mark]!r}" for mark, name in marks.items() if model.get(mark))
     raise UnsupportedTokenizerError(
         f"this tokenizer's tokens have no exact bytes: found {found}. Supported families: byte-level BPE (GPT-2, "
         "Llama-3, Qwen, DeepSeek), SentencePiece BPE and Unigram (Llama-2, Mistral, Gemma, T5), WordPiece (BERT) and "
