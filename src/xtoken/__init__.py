@@ -13,30 +13,44 @@ if TYPE_CHECKING:
     from xtoken.alignment import Alignment as Alignment
     from xtoken.alignment import align as align
     from xtoken.alignment import align_batch as align_batch
-    from xtoken.audit import AuditReport as AuditReport
-    from xtoken.audit import audit as audit
+    from xtoken.coverage import AuditReport as AuditReport
+    from xtoken.coverage import audit as audit
     from xtoken.errors import XTokenError as XTokenError
+    from xtoken.evaluation import bits_per_byte as bits_per_byte
     from xtoken.projection import Partition as Partition
     from xtoken.projection import Projection as Projection
     from xtoken.projection import build_projection as build_projection
     from xtoken.projection import relaxed_partition as relaxed_partition
     from xtoken.projection import strict_partition as strict_partition
+    from xtoken.teachers.online import OnlineTeacher as OnlineTeacher
     from xtoken.teachers.signal import signal_from_logits as signal_from_logits
     from xtoken.tokens import Vocabulary as Vocabulary
+    from xtoken.training import LoadedModel as LoadedModel
+    from xtoken.training import distil as distil
+    from xtoken.training import load_model as load_model
+    from xtoken.training import prepare as prepare
+    from xtoken.training.trainer import XTokenTrainer as XTokenTrainer
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Alignment": "xtoken.alignment",
-    "AuditReport": "xtoken.audit",
+    "AuditReport": "xtoken.coverage",
+    "LoadedModel": "xtoken.training",
+    "OnlineTeacher": "xtoken.teachers.online",
     "Partition": "xtoken.projection",
     "Projection": "xtoken.projection",
     "Vocabulary": "xtoken.tokens",
     "XTokenError": "xtoken.errors",
+    "XTokenTrainer": "xtoken.training.trainer",
     "align": "xtoken.alignment",
     "align_batch": "xtoken.alignment",
-    "audit": "xtoken.audit",
+    "audit": "xtoken.coverage",
+    "bits_per_byte": "xtoken.evaluation",
     "build_projection": "xtoken.projection",
+    "distil": "xtoken.training",
+    "load_model": "xtoken.training",
+    "prepare": "xtoken.training",
     "relaxed_partition": "xtoken.projection",
     "signal_from_logits": "xtoken.teachers.signal",
     "strict_partition": "xtoken.projection",
@@ -51,7 +65,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'xtoken' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value  # a submodule of the same name (xtoken.audit) would shadow it otherwise
+    globals()[name] = value
     return value
 
 

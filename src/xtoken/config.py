@@ -1,7 +1,7 @@
 """The settings of a run: one YAML file, `--set key=value` on top of it, nothing else.
 
 Types: `RunConfig` and its sections. Laws: a key that is not known is an error that names the nearest known one; a
-setting without effect on the run is an error; what is left out takes the paper's recipe (METHOD 8). Help and docs are
+setting without effect on the run is an error; what is left out takes the paper's recipe. Help and docs are
 read off the fields' descriptions.
 """
 
@@ -130,7 +130,7 @@ class LossConfig(_Section):
 
     kd_weight: Literal["dynamic"] | NonNegative = Field(
         default="dynamic",
-        description="The weight of the teachers' sum; dynamic scales it to the cross-entropy (METHOD 6).",
+        description="The weight of the teachers' sum; dynamic scales it to the cross-entropy.",
     )
     ce_weight: NonNegative = Field(default=1.0, description="The weight of the cross-entropy.")
 

@@ -1,4 +1,4 @@
-"""The `xtoken` command: one file a subcommand, each importing what it needs when it runs, so that help answers at once."""
+"""The `xtoken` command: a file for each subcommand, which imports what it needs when it runs, so that help is quick."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import typer
 
 from xtoken.cli.align import align_command
 from xtoken.cli.audit import audit_command
+from xtoken.cli.demo import demo_command
+from xtoken.cli.eval import eval_command
 from xtoken.cli.project import project_command
+from xtoken.cli.train import train_command
 
 __all__ = ["app", "main"]
 
@@ -40,6 +43,9 @@ def _root(
 app.command("audit")(audit_command)
 app.command("project")(project_command)
 app.command("align")(align_command)
+app.command("train")(train_command)
+app.command("eval")(eval_command)
+app.command("demo")(demo_command)
 
 
 def main() -> None:

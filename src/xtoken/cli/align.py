@@ -88,8 +88,8 @@ def _show(alignment: Alignment, student: Vocabulary, teacher: Vocabulary) -> Non
     _print_rows(console, rows)
     gaps = len(alignment.student_gaps), len(alignment.teacher_gaps)
     console.print(
-        f"{alignment.method}: {len(alignment)} chunks; {len(alignment.student_ids)} student tokens ({gaps[0]} in gaps) and "
-        f"{len(alignment.teacher_ids)} teacher tokens ({gaps[1]} in gaps)"
+        f"{alignment.method}: {len(alignment)} chunks; {len(alignment.student_ids)} student tokens ({gaps[0]} in gaps) "
+        f"and {len(alignment.teacher_ids)} teacher tokens ({gaps[1]} in gaps)"
     )
 
 

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from xtoken.cli.console import out, print_json, read_text, reports_errors, visible
 
 if TYPE_CHECKING:
-    from xtoken.audit import AuditReport
+    from xtoken.coverage import AuditReport
     from xtoken.tokens import Vocabulary
 
 __all__ = ["audit_command"]
 
 _EXAMPLES = 5
+# Columns of a terminal that the counts take, and those of a corpus; the examples get what is left if it is worth it.
+_COUNTS_WIDTH, _CORPUS_WIDTH, _EXAMPLES_WIDTH = 54, 20, 20
 _FATES = {
     "exact": "equal bytes",
     "special_by_role": "special, same role",
@@ -38,7 +41,7 @@ def audit_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Count what two vocabularies share, by class of token, and recommend a loss."""
-    from xtoken.audit import audit
+    from xtoken.coverage import audit
     from xtoken.tokens import Vocabulary
 
     student_vocab, teacher_vocab = Vocabulary.from_pretrained(student), Vocabulary.from_pretrained(teacher)
@@ -48,14 +51,15 @@ def audit_command(
         print_json(report.to_json())
         return
     console = out()
-    console.print(_class_table(report, student_vocab))
+    console.print(_class_table(report, student_vocab, console.width))
     console.print(_row_table(report))
     for name, (tokens, common) in report.published_counting.items():
-        console.print(f"[dim]counted as the paper does, {name}: {common} of {tokens} in common[/dim]")
-    console.print(f"\n[bold]Recommended loss: {report.recommended_loss}[/bold]\n{report.reason}", soft_wrap=True)
+        console.print(f"counted as the paper does, {name}: {common} of {tokens} in common", style="dim")
+    console.print(f"\nRecommended loss: {report.recommended_loss}", style="bold")
+    console.print(report.reason, soft_wrap=True)
 
 
-def _class_table(report: AuditReport, student: Vocabulary) -> Table:
+def _class_table(report: AuditReport, student: Vocabulary, width: int) -> Table:
     table = Table(
         title=f"{report.student} ({report.student_vocab:,}) against {report.teacher} ({report.teacher_vocab:,}): "
         f"{report.common:,} common tokens",
@@ -67,29 +71,26 @@ def _class_table(report: AuditReport, student: Vocabulary) -> Table:
         "tokens",
         "in common",
         "share",
-        *(["of the corpus", "of that, in common"] if usage else []),
+        *(["of text", "covered"] if usage else []),
     ):
         table.add_column(heading, justify="left" if heading == "class" else "right", no_wrap=True)
-    table.add_column("not in common, for example", overflow="ellipsis", no_wrap=True)
+    left = width - _COUNTS_WIDTH - (_CORPUS_WIDTH if usage else 0)
+    with_examples = left >= _EXAMPLES_WIDTH
+    if with_examples:
+        table.add_column("not in common, for example", overflow="ellipsis", no_wrap=True, max_width=left)
     for name, c in report.classes.items():
         if c.tokens:
             examples = [visible(student.tokens[i].decode("utf-8", "backslashreplace")) for i in c.outside[:_EXAMPLES]]
-            table.add_row(name, *_counts(c, usage), _escaped("  ".join(examples)))
+            table.add_row(name, *_counts(c, usage), *([Text("  ".join(examples))] if with_examples else []))
     return table
 
 
-def _counts(c: Any, usage: bool) -> list[str]:
+def _counts(c: Any, usage: bool) -> list[str | Text]:
     colour = "green" if c.coverage >= 0.95 else "red" if c.coverage < 0.5 else "yellow"
-    cells = [f"{c.tokens:,}", f"{c.in_common:,}", f"[{colour}]{c.coverage:.1%}[/{colour}]"]
+    cells: list[str | Text] = [f"{c.tokens:,}", f"{c.in_common:,}", Text(f"{c.coverage:.1%}", style=colour)]
     if usage:
         cells += [f"{c.usage:.2%}", "" if c.usage_in_common is None else f"{c.usage_in_common:.1%}"]
     return cells
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _row_table(report: AuditReport) -> Table:

@@ -7,11 +7,12 @@ messages and progress go to stderr, so that `--json` output can be piped.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import typer
 from rich.console import Console
@@ -39,12 +40,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def out() -> Console:
     """The console for results, bound to the stdout of the moment."""
-    return Console(file=sys.stdout, highlight=False)
+    return _console(sys.stdout)
 
 
 def err() -> Console:
     """The console for messages."""
-    return Console(file=sys.stderr, highlight=False)
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
+    """Plain text unless marked with styles: a token such as `[red]` is no markup, and no terminal is too old for it."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return Console(file=stream, highlight=False, markup=False)
 
 
 def fail(message: str) -> NoReturn:
@@ -71,7 +79,8 @@ def reports_errors(command: F) -> F:
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout and nothing else."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(value, ensure_ascii=not is_utf8) + "\n")
 
 
 def read_text(path: Path) -> str:

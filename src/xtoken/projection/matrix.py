@@ -57,8 +57,8 @@ class Projection:
             raise XTokenError("W's rows are malformed: pointers fall, or columns and values differ in number")
         if len(self.cols) and (self.cols.min() < 0 or self.cols.max() >= v_t):
             raise XTokenError(f"W names teacher id {self.cols.max()}, outside the teacher's vocabulary of {v_t}")
-        if not np.all(self.values > 0):
-            raise XTokenError("W holds an entry that is not positive")
+        if not np.all((self.values > 0) & np.isfinite(self.values)):
+            raise XTokenError("W holds an entry that is not positive and finite")
         sums = self.row_sums()
         bad = np.flatnonzero((np.abs(sums - 1) > _ROW_SUM_SLACK) & (sums != 0))
         if len(bad):
@@ -88,6 +88,10 @@ class Projection:
         if len(rows) and (rows.min() < 0 or rows.max() >= shape[0]):
             raise XTokenError(f"W names student id {rows.max()}, outside the student's vocabulary of {shape[0]}")
         order = np.lexsort((cols, rows))
+        cells = (rows * shape[1] + cols)[order]
+        if np.any(cells[1:] == cells[:-1]):
+            twice = int(cells[1:][cells[1:] == cells[:-1]][0])
+            raise XTokenError(f"W names student id {twice // shape[1]} with teacher id {twice % shape[1]} twice")
         indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=shape[0]))]).astype(np.int64)
         values = np.asarray(values, np.float32)[order]
         return cls(indptr, cols[order], values, shape, student_fingerprint, teacher_fingerprint, dict(recipe or {}))
@@ -152,11 +156,15 @@ class Projection:
                 f"{str(path)!r} is no {FORMAT} of version {FORMAT_VERSION}: it says format "
                 f"{metadata.get('format')!r}, version {metadata.get('version')!r}"
             )
-        shape = tuple(json.loads(metadata["shape"]))
-        prints = metadata["student_fingerprint"], metadata["teacher_fingerprint"]
+        try:
+            v_s, v_t = json.loads(metadata["shape"])
+            prints = metadata["student_fingerprint"], metadata["teacher_fingerprint"]
+            arrays = tensors["indptr"], tensors["cols"], tensors["values"]
+            recipe = json.loads(metadata["recipe"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise XTokenError(f"{str(path)!r} is a damaged {FORMAT}: {error!r}. Build it again.") from None
         _check_pair(path, prints, student, teacher)
-        recipe = json.loads(metadata["recipe"])
-        return cls(tensors["indptr"], tensors["cols"], tensors["values"], (shape[0], shape[1]), *prints, recipe)
+        return cls(*arrays, (v_s, v_t), *prints, recipe)
 
 
 def _check_pair(
@@ -179,12 +187,20 @@ def _check_pair(
     raise FingerprintMismatchError(f"{str(path)!r} does not belong to this pair: {what}. {way_out}")
 
 
+def _umask() -> int:
+    """What the process takes from the rights of a new file; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # a temporary file is its owner's alone
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

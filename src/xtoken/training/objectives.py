@@ -11,8 +11,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from xtoken.audit import audit
 from xtoken.config import TeacherConfig
+from xtoken.coverage import audit
 from xtoken.errors import XTokenError
 from xtoken.losses import GOLD, HKL, PKL, ULD, SameTokenizerKL
 from xtoken.projection import Projection, build_projection, relaxed_partition, strict_partition

@@ -1,0 +1,110 @@
+"""The Trainer's arguments, from a run's settings.
+
+Law: what the settings promise is what the Trainer does; a mistake that costs nothing to find is found before anything
+is loaded (`check_arguments`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xtoken.config import OptimConfig, RunConfig
+from xtoken.errors import XTokenError
+
+__all__ = ["check_arguments", "trainer_arguments"]
+
+_DEFAULT_MICRO_BATCH = 4  # documents; a guess that fits a 1B student and a 4B teacher at 4,096 tokens on an 80 GB GPU
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def check_arguments(config: RunConfig) -> None:
+    """Finds mistakes without loading anything.
+
+    Raises:
+        XTokenError: a tracker that is unknown or not installed; a batch that does not divide evenly.
+    """
+    _check_trackers(config.output.trackers)
+    _batches(config.optim)
+
+
+def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bool) -> Any:
+    """`TrainingArguments` for a run: bf16 autocast on a GPU that has it, float32 elsewhere.
+
+    Args:
+        config: the run's settings.
+        folder: for checkpoints and metrics.
+        saves: whether to write checkpoints.
+        quiet: whether to leave out the progress bar.
+
+    Raises:
+        XTokenError: a batch that does not divide evenly.
+    """
+    from transformers import TrainingArguments
+
+    optim, output, on_gpu = config.optim, config.output, torch.cuda.is_available()
+    micro, accumulation = _batches(optim)
+    # Newer releases call it activation checkpointing.
+    fields = TrainingArguments.__dataclass_fields__
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=optim.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=optim.learning_rate,
+        lr_scheduler_type=_SCHEDULES[optim.schedule],
+        warmup_steps=math.ceil(optim.warmup * optim.steps),
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
+        seed=config.seed,
+        bf16=on_gpu and torch.cuda.is_bf16_supported() and config.student.dtype in ("auto", "float32"),
+        logging_steps=output.log_every,
+        logging_nan_inf_filter=False,  # it waits for the device at every micro-batch, and hides what it finds
+        save_strategy="steps" if saves else "no",
+        save_steps=output.save_every,
+        save_total_limit=output.keep_checkpoints,
+        report_to=output.trackers or "none",
+        disable_tqdm=quiet,
+        dataloader_pin_memory=on_gpu,
+        **{checkpointing: optim.gradient_checkpointing},
+    )
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """The Trainer would find out only after everything is loaded."""
+    if not names:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise XTokenError(f"there is no tracker {name!r}{hint}; there are {known}")
+        if name not in get_available_reporting_integrations():
+            raise XTokenError(f"the tracker {name!r} is not installed; install its package, or leave it out")
+
+
+def _batches(optim: OptimConfig) -> tuple[int, int]:
+    """Documents in one forward pass, and passes in a step, of one process."""
+    from accelerate import PartialState
+
+    processes = PartialState().num_processes
+    share, rest = divmod(optim.batch_size, processes)
+    if rest:
+        raise XTokenError(f"optim.batch_size {optim.batch_size} does not divide among {processes} processes")
+    micro = optim.micro_batch_size or max(n for n in range(1, _DEFAULT_MICRO_BATCH + 1) if share % n == 0)
+    if share % micro:
+        raise XTokenError(
+            f"optim.batch_size {optim.batch_size} over {processes} processes is {share} documents each, which is not a "
+            f"multiple of optim.micro_batch_size {micro}"
+        )
+    return micro, share // micro

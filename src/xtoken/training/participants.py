@@ -1,0 +1,160 @@
+"""Who takes part in a run: the student, and each teacher with its model, its settings and its loss in one object.
+
+Models are named in the config or handed over loaded. Contexts are fitted to what the models have positions for,
+teachers get a name, and `auto` becomes the loss it stands for, so that what comes out says all that was chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from xtoken.config import DataConfig, RunConfig, StudentConfig, TeacherConfig
+from xtoken.errors import XTokenError
+from xtoken.teachers.online import OnlineTeacher
+from xtoken.tokens import Vocabulary
+from xtoken.training.data import Side, side_key
+from xtoken.training.models import LoadedModel, load_model, max_positions
+from xtoken.training.objectives import Objective, make_objective
+
+__all__ = ["Participants", "Teacher", "gather"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher of a run.
+
+    Attributes:
+        config: its settings, every choice made.
+        loaded: its model and tokenizer.
+        objective: its loss, and why that one.
+        context_length: the longest document, in its tokens.
+    """
+
+    config: TeacherConfig
+    loaded: LoadedModel
+    objective: Objective
+    context_length: int
+
+    @property
+    def side(self) -> Side:
+        """Its part in the data."""
+        return Side(self.loaded.vocabulary, self.context_length)
+
+    def online(self) -> OnlineTeacher:
+        """Its part in a training step."""
+        return OnlineTeacher(
+            str(self.config.name),
+            self.loaded.model,
+            self.loaded.vocabulary.size,
+            self.objective.loss,
+            side=side_key(self.loaded.vocabulary),
+            weight=self.config.weight,
+            temperature=self.config.temperature,
+        )
+
+
+@dataclass(frozen=True)
+class Participants:
+    """Everyone, and the config in which every choice is made.
+
+    Attributes:
+        student: the model that learns.
+        teachers: in the order of the config.
+        config: what was asked for, with names, losses and contexts as they came out.
+    """
+
+    student: LoadedModel
+    teachers: tuple[Teacher, ...]
+    config: RunConfig
+
+
+def gather(
+    config: RunConfig, student: LoadedModel | None, teachers: Sequence[LoadedModel], cache: Path | None
+) -> Participants:
+    """Loads whoever is not loaded yet and settles what was left open.
+
+    Args:
+        config: the run's settings.
+        student: a loaded student, or None to load the one the config names.
+        teachers: loaded teachers for the config's entries that name no model, in order.
+        cache: the folder that keeps W; None builds it anew.
+
+    Raises:
+        XTokenError: a model given twice or not at all, or one that cannot be read; a context longer than a model's
+            positions; a setting that does not fit a loss.
+    """
+    unnamed = sum(teacher.model is None for teacher in config.teachers)
+    if unnamed != len(teachers):
+        raise XTokenError(
+            f"{unnamed} of the config's teachers name no model, and {len(teachers)} loaded ones were passed; these "
+            "must match"
+        )
+    learner = _student(config.student, student)
+    data = _fitted_data(config.data, learner)
+    given = iter(teachers)
+    settled = []
+    for number, settings in enumerate(config.teachers):
+        loaded = next(given) if settings.model is None else _load_teacher(settings, number)
+        settled.append(_settle(settings, number, loaded, learner.vocabulary, data, cache))
+    chosen = config.model_copy(update={"data": data, "teachers": [teacher.config for teacher in settled]})
+    return Participants(learner, tuple(settled), chosen)
+
+
+def _student(settings: StudentConfig, given: LoadedModel | None) -> LoadedModel:
+    if given is not None:
+        if settings.model is not None:
+            raise XTokenError("a loaded student was passed, so student.model has no effect; leave it out")
+        return given
+    if settings.model is None:
+        raise XTokenError("there is no student: name student.model, a folder or a hub id")
+    dtype = "float32" if settings.dtype == "auto" else settings.dtype
+    return load_model(settings.model, who="student", revision=settings.revision, dtype=dtype)
+
+
+def _load_teacher(settings: TeacherConfig, number: int) -> LoadedModel:
+    auto = "bfloat16" if torch.cuda.is_available() else "float32"
+    dtype = auto if settings.dtype == "auto" else settings.dtype
+    return load_model(str(settings.model), who=f"teachers.{number}", revision=settings.revision, dtype=dtype)
+
+
+def _fitted_data(data: DataConfig, learner: LoadedModel) -> DataConfig:
+    positions = max_positions(learner.model)
+    if positions is None or positions >= data.context_length:
+        return data
+    if "context_length" in data.model_fields_set:
+        raise XTokenError(f"data.context_length is {data.context_length}, but the student has {positions} positions")
+    log.info("documents are cut to %d tokens, the student's positions", positions)
+    return data.model_copy(update={"context_length": positions})
+
+
+def _settle(
+    settings: TeacherConfig,
+    number: int,
+    loaded: LoadedModel,
+    student: Vocabulary,
+    data: DataConfig,
+    cache: Path | None,
+) -> Teacher:
+    name = settings.name or (Path(settings.model).name if settings.model else f"teacher-{number}")
+    context = _fitted_context(settings, number, name, loaded, data)
+    objective = make_objective(settings, student, loaded.vocabulary, cache)
+    log.info("teacher %s teaches by %s: %s", name, objective.name, objective.reason)
+    made = settings.model_copy(update={"name": name, "loss": objective.name, "context_length": context})
+    return Teacher(made, loaded, objective, context)
+
+
+def _fitted_context(settings: TeacherConfig, number: int, name: str, loaded: LoadedModel, data: DataConfig) -> int:
+    asked, positions = settings.context_length or data.context_length, max_positions(loaded.model)
+    if positions is None or positions >= asked:
+        return asked
+    if settings.context_length is not None:
+        raise XTokenError(f"teachers.{number}.context_length is {asked}, but {name} has {positions} positions")
+    log.info("documents are cut to %d tokens of %s, its positions", positions, name)
+    return positions

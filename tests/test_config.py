@@ -1,0 +1,129 @@
+"""A config says what it does: unknown keys and settings without effect are errors that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from xtoken.config import RunConfig, load_config, parse_config, settings
+from xtoken.errors import XTokenError
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+
+
+def test_the_defaults_are_the_papers_recipe() -> None:
+    optim = parse_config({}).optim
+    assert (optim.learning_rate, optim.warmup, optim.schedule, optim.weight_decay) == (5e-5, 0.05, "cosine", 0.1)
+    assert (optim.max_grad_norm, optim.batch_size, optim.steps) == (1.0, 768, 30_000)
+    assert parse_config({}).data.context_length == 4096
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"studnt": {}}, r"unknown key studnt \(did you mean 'student'\?\)"),
+        ({"optim": {"learning_rat": 1}}, r"unknown key optim.learning_rat \(did you mean 'learning_rate'\?\)"),
+        ({"teachers": [{"wieght": 1}]}, r"unknown key teachers.0.wieght \(did you mean 'weight'\?\)"),
+        (
+            {"teachers": [{"loss": "pkl"}]},
+            r"teachers.0.loss is 'pkl' \(did you mean 'p-kl'\?\); expected one of auto, p-kl",
+        ),
+        (
+            {"loss": {"kd_weight": "dynamc"}, "teachers": [{}]},
+            r"loss.kd_weight is 'dynamc' \(did you mean 'dynamic'\?\)",
+        ),
+        ({"optim": {"steps": 0}}, "optim.steps is 0: "),
+        ({"data": {"files": ["a"], "dataset": "b"}}, "give files or dataset, not both"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(XTokenError, match=message):
+        parse_config(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"loss": {"kd_weight": 1}}, "loss.kd_weight has no effect without teachers"),
+        ({"data": {"alignment": "dp"}}, "data.alignment has no effect without teachers"),
+        ({"data": {"split": "test"}}, "split has no effect without dataset"),
+        ({"data": {"dataset": "a", "split_text_by": "line"}}, "split_text_by has no effect with dataset"),
+        ({"student": {"revision": "main"}}, "revision has no effect without model"),
+        ({"loss": {"ce_weight": 0, "kd_weight": 0}, "teachers": [{}]}, "nothing to learn from"),
+        ({"loss": {"ce_weight": 0}}, "nothing to learn from"),
+    ],
+)
+def test_a_setting_without_effect_is_an_error(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(XTokenError, match=message):
+        parse_config(raw)
+
+
+def test_numbers_that_yaml_reads_as_strings_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("optim: {learning_rate: 5e-4}\nteachers: [{}]\n")  # YAML 1.1 takes 5e-4 for a string
+    config = load_config(file, ["loss.kd_weight=1e-1"])
+    assert config.optim.learning_rate == 5e-4
+    assert config.loss.kd_weight == 0.1
+
+
+def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("teachers: [{model: a}, {model: b}]\n")
+    config = load_config(file, ["teachers.1.weight=0.25", "optim.steps=7", "data.files=[x.txt, y.txt]", "seed=3"])
+    assert [teacher.weight for teacher in config.teachers] == [1.0, 0.25]
+    assert (config.optim.steps, config.data.files, config.seed) == (7, ["x.txt", "y.txt"], 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.steps", "expected key=value"),
+        ("teachers.2.weight=1", "'2' is no place in a list of 1"),
+        ("seed.x=1", "no keys"),
+        ("optim.stps=1", r"unknown key optim.stps \(did you mean 'steps'\?\)"),
+        ("optim.steps=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_told(tmp_path: Path, override: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("teachers: [{model: a}]\nseed: 1\n")
+    with pytest.raises(XTokenError, match=message):
+        load_config(file, [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"- a\n", "expected keys"), (b"a: [", "not valid YAML"), (b"\xff", "cannot read")]
+)
+def test_a_file_that_is_no_config_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    with pytest.raises(XTokenError, match=message):
+        load_config(file)
+    with pytest.raises(XTokenError, match="there is no config file"):
+        load_config(tmp_path / "other.yaml")
+
+
+def test_what_a_config_resolves_to_is_a_config_of_the_same_run() -> None:
+    config = parse_config({"student": {"model": "a"}, "data": {"files": ["b"]}})
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(exclude_none=True)))) == config
+
+
+def test_every_setting_is_described() -> None:
+    listed = list(settings())
+    assert all(description for _, _, description in listed)
+    assert {"student.model", "teachers.N.loss", "optim.steps", "seed"} <= {key for key, _, _ in listed}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_every_shipped_config_loads(file: Path) -> None:
+    config = load_config(file)
+    assert isinstance(config, RunConfig)
+    assert config.student.model
+    assert config.output.folder
+
+
+def test_configs_are_shipped() -> None:
+    assert CONFIGS

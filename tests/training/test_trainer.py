@@ -1,0 +1,187 @@
+"""The Trainer's loop with our loss: gradients do not depend on how a batch is cut up; the log tells the raw terms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from training import tiny
+from xtoken.config import TeacherConfig
+from xtoken.errors import XTokenError
+from xtoken.teachers.online import OnlineTeacher
+from xtoken.training import Collator, PreparedData, Side, XTokenTrainer, prepare, side_key, texts_from_list
+from xtoken.training.objectives import make_objective
+
+STUDENT, TEACHER = tiny.packed(), tiny.split()
+# Lengths as uneven as can be: a mean of micro-batches' means would weigh them wrongly.
+TEXTS = ["7", "Ada has 123 coins and gets 45 more: 168 in all.", "Bo has 9", "Cleo 55 66 77 88 99 111 222 333"]
+
+
+def data(texts: list[str] = TEXTS) -> PreparedData:
+    return prepare(texts_from_list(texts), Side(STUDENT, 64), [Side(TEACHER, 64)])
+
+
+def online(loss: str = "p-kl", name: str = "t", weight: float = 1.0) -> OnlineTeacher:
+    objective = make_objective(TeacherConfig(loss=loss), STUDENT, TEACHER, None)
+    model = tiny.llama(TEACHER.size, seed=1).double()
+    return OnlineTeacher(name, model, TEACHER.size, objective.loss, side=side_key(TEACHER), weight=weight)
+
+
+def arguments(folder: Path, **changes: Any) -> TrainingArguments:
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "learning_rate": 1e-3,
+    } | changes
+    return TrainingArguments(**settings)
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients that the first optimizer step is given."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if not self.found:
+            self.found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def gradients(folder: Path, micro: int, teachers: list[OnlineTeacher], texts: list[str] = TEXTS, **weights: Any) -> Any:
+    kept = Gradients()
+    trainer = XTokenTrainer(
+        tiny.llama(STUDENT.size + 3).double(),
+        teachers,
+        arguments(folder, per_device_train_batch_size=micro, gradient_accumulation_steps=4 // micro),
+        data(texts),
+        student_vocab_size=STUDENT.size,
+        callbacks=[kept],
+        **weights,
+    )
+    trainer.train()
+    return kept.found, trainer.state.log_history[0]
+
+
+@pytest.mark.parametrize("loss", ["p-kl", "gold"])
+def test_gradients_do_not_depend_on_how_a_batch_is_cut_up(tmp_path: Path, loss: str) -> None:
+    whole, log_whole = gradients(tmp_path, 4, [online(loss)], kd_weight=0.7)
+    for micro in (2, 1):
+        parts, log_parts = gradients(tmp_path, micro, [online(loss)], kd_weight=0.7)
+        for name, gradient in whole.items():
+            assert torch.allclose(parts[name], gradient, rtol=1e-9, atol=1e-12), name
+        for key in ("ce", "kd", "loss", "kept_chunks"):
+            assert log_parts[key] == pytest.approx(log_whole[key], rel=1e-5)
+
+
+def test_gradients_are_those_of_the_sums_over_the_counts(tmp_path: Path) -> None:
+    teachers = [online("p-kl", "a", 0.8), online("uld", "b", 0.2)]
+    found, _ = gradients(tmp_path, 2, teachers, kd_weight=0.5)
+    model, batch = tiny.llama(STUDENT.size + 3).double(), Collator()(data().__getitems__([0, 1, 2, 3]))
+    trainer = XTokenTrainer(model, teachers, arguments(tmp_path), data(), student_vocab_size=STUDENT.size)
+    terms = trainer.distiller.terms(model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch)
+    loss = terms.cross_entropy.mean() + 0.5 * (0.8 * terms.teachers["a"].mean() + 0.2 * terms.teachers["b"].mean())
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(found[name], parameter.grad, rtol=1e-9, atol=1e-12), name
+
+
+def test_a_last_window_that_is_short_is_divided_by_its_own_counts(tmp_path: Path) -> None:
+    found, _ = gradients(tmp_path, 1, [online()], texts=TEXTS[:3], kd_weight=0.7)  # 3 documents in a window of 4
+    whole, _ = gradients(tmp_path, 4, [online()], texts=TEXTS[:3], kd_weight=0.7)
+    for name, gradient in whole.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-9, atol=1e-12), name
+
+
+def test_every_step_is_logged_with_its_raw_terms(tmp_path: Path) -> None:
+    teachers = [online("p-kl", "a", 0.8), online("gold", "b", 0.2)]
+    settings = arguments(tmp_path, max_steps=3, per_device_train_batch_size=2)
+    trainer = XTokenTrainer(tiny.llama(STUDENT.size).double(), teachers, settings, data())
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert line["kd"] == pytest.approx(0.8 * line["kd/a"] + 0.2 * line["kd/b"], rel=1e-4)
+        assert line["kd_ce_ratio"] == pytest.approx(line["kd"] / line["ce"], rel=1e-4)
+        assert line["loss"] == pytest.approx(line["ce"] + line["kd_factor"] * line["kd"], rel=1e-4)
+        assert line["loss"] == pytest.approx(2 * line["ce"], rel=1e-4)  # dynamic scaling pins it
+        assert 0 <= line["uncovered_mass"] == line["uncovered_mass/a"] < 1
+        assert 0 < line["kept_chunks"] <= 1
+        assert line["tokens_per_second"] > 0
+    assert [line["ce"] for line in lines] == [line["ce"] for line in trainer.state.log_history if "ce" in line]
+
+
+def test_a_line_is_the_mean_over_its_steps(tmp_path: Path) -> None:
+    def lines(every: int) -> list[dict[str, float]]:
+        folder = tmp_path / str(every)
+        settings = arguments(folder, max_steps=4, logging_steps=every, per_device_train_batch_size=4, learning_rate=0.0)
+        XTokenTrainer(tiny.llama(STUDENT.size).double(), [online()], settings, data()).train()
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    (each, *_), (both, _) = lines(1), lines(2)
+    assert both["ce"] == pytest.approx(each["ce"], rel=1e-5)  # the model does not move and each step sees all documents
+    assert both["kd"] == pytest.approx(each["kd"], rel=1e-5)
+
+
+def test_cross_entropy_alone_is_what_transformers_computes(tmp_path: Path) -> None:
+    model, batch = tiny.llama(STUDENT.size).double(), Collator()(data().__getitems__([0, 1, 2, 3]))
+    expected = model(**{k: batch[k] for k in ("input_ids", "attention_mask", "labels")}).loss.item()
+    trainer = XTokenTrainer(model, args=arguments(tmp_path), train_dataset=data())
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert line["ce"] == pytest.approx(expected, rel=1e-5)
+    assert line["loss"] == pytest.approx(expected, rel=1e-5)
+    assert "kd" not in line
+
+
+def test_evaluation_gives_a_loss_and_leaves_the_training_log_alone(tmp_path: Path) -> None:
+    trainer = XTokenTrainer(tiny.llama(STUDENT.size).double(), [online()], arguments(tmp_path), data(), data())
+    found = trainer.evaluate()
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert found["eval_loss"] == pytest.approx(line["loss"], rel=1e-4)
+
+
+def test_nothing_is_printed_and_the_bar_shows_the_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = arguments(tmp_path, disable_tqdm=False, max_steps=2)
+    XTokenTrainer(tiny.llama(STUDENT.size).double(), [online()], settings, data()).train()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "ce=" in printed.err
+    assert "kd=" in printed.err
+    assert "{" not in printed.err
+
+
+def test_without_a_bar_nothing_is_printed_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    XTokenTrainer(tiny.llama(STUDENT.size).double(), [online()], arguments(tmp_path), data()).train()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_students_config_is_left_as_it_was(tmp_path: Path) -> None:
+    model = tiny.llama(STUDENT.size)
+    model.config.use_cache = True
+    XTokenTrainer(model, args=arguments(tmp_path), train_dataset=data())
+    assert model.config.use_cache is True
+
+
+def test_what_it_cannot_honour_is_refused(tmp_path: Path) -> None:
+    model = tiny.llama(STUDENT.size)
+    with pytest.raises(XTokenError, match="label_smoothing_factor has no effect"):
+        XTokenTrainer(model, args=arguments(tmp_path, label_smoothing_factor=0.1), train_dataset=data())
+    other = prepare(texts_from_list(TEXTS), Side(STUDENT, 64))
+    with pytest.raises(XTokenError, match="not prepared for the tokenizer of teacher 't'"):
+        XTokenTrainer(model, [online()], arguments(tmp_path), other)
+    with pytest.raises(XTokenError, match="the student: its output head has"):
+        XTokenTrainer(model, args=arguments(tmp_path), train_dataset=data(), student_vocab_size=STUDENT.size + 1)
