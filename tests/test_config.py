@@ -44,6 +44,12 @@ def test_a_mistake_is_told_with_its_place(raw: dict[str, Any], message: str) -> 
         parse_config(raw)
 
 
+def test_a_bare_string_stands_for_a_sections_main_key() -> None:
+    short = parse_config({"student": "a", "teachers": ["b"], "data": "text.txt", "output": "run"})
+    long = {"student": {"model": "a"}, "teachers": [{"model": "b"}], "data": {"files": ["text.txt"]}}
+    assert short == parse_config({**long, "output": {"folder": "run"}})
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [

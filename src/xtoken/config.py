@@ -42,6 +42,11 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
+def _short_for(key: str, value: Any) -> Any:
+    """A section given as a bare string stands for its main key: `student: PATH` is `student: {model: PATH}`."""
+    return {key: value} if isinstance(value, str) else value
+
+
 class StudentConfig(_Section):
     """The model that learns."""
 
@@ -51,6 +56,11 @@ class StudentConfig(_Section):
         default="auto",
         description="Of the weights; auto is float32, which bf16 autocast uses on a GPU without losing updates.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return _short_for("model", value)
 
     @model_validator(mode="after")
     def _revision_needs_a_model(self) -> StudentConfig:
@@ -77,6 +87,11 @@ class TeacherConfig(_Section):
     context_length: Count | None = Field(
         default=None, description="The longest document in this teacher's tokens; by default that of the data."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return _short_for("model", value)
 
     @model_validator(mode="after")
     def _revision_needs_a_model(self) -> TeacherConfig:
@@ -111,6 +126,11 @@ class DataConfig(_Section):
         default="bytes",
         description="How the two tokenizations are aligned: bytes is exact, the others are for comparison.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"files": [value]} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -170,6 +190,11 @@ class OutputConfig(_Section):
     trackers: list[str] = Field(
         default=[], description="Trackers that transformers knows: tensorboard, wandb, trackio, mlflow and so on."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return _short_for("folder", value)
 
 
 class RunConfig(_Section):
@@ -315,6 +340,8 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         return f"{'.'.join(loc)} is {given!r}{_nearest(str(given), known)}; expected one of {', '.join(known)}"
+    if problem["type"] == "model_type":
+        return f"{'.'.join(loc)} is {given!r}; expected keys such as {', '.join(_keys_at(loc)[:3])}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{'.'.join(loc)}: {message}" if loc else message
