@@ -1,5 +1,6 @@
 """The losses: tensors in, a sum and a count out."""
 
+from xtoken.losses.blocks import in_blocks
 from xtoken.losses.combine import (
     dynamic_scale,
     weighted_sum,
@@ -25,5 +26,6 @@ __all__ = [
     "SameTokenizerKL",
     "cross_entropy",
     "dynamic_scale",
+    "in_blocks",
     "weighted_sum",
 ]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from xtoken.errors import XTokenError
-from xtoken.losses import ChunkIndex, LossTerm, cross_entropy, dynamic_scale, weighted_sum
+from xtoken.losses import ChunkIndex, LossTerm, cross_entropy, dynamic_scale, in_blocks, weighted_sum
 from xtoken.teachers.online import OnlineTeacher
 
 __all__ = ["Counts", "Distiller", "Terms"]
@@ -124,7 +124,8 @@ class Distiller:
 def _teach(teacher: OnlineTeacher, student_logits: Tensor, batch: Mapping[str, Any]) -> LossTerm:
     side = batch["teachers"][teacher.side]
     index = ChunkIndex.from_tensors(side["index"])
-    term = teacher.loss(student_logits, teacher.signal(side["input_ids"], side["attention_mask"]), index)
+    signal = teacher.signal(side["input_ids"], side["attention_mask"])
+    term = in_blocks(teacher.loss, student_logits, signal, index)
     return LossTerm(term.total, term.count, {**term.metrics, DROPPED: index.dropped})
 
 
