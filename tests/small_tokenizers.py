@@ -32,6 +32,7 @@ from tokenizers import (
 )
 
 from xtoken.tokens import Vocabulary
+from xtoken.tokens.hf import load_tokenizer
 
 # Numbers of every length, indented code, scripts with and without spaces, marks, emoji: enough for merges in each.
 CORPUS = tuple(
@@ -229,6 +230,20 @@ def hf_unigram_json() -> str:
 
 
 @functools.cache
+def t5_json() -> str:
+    """Like T5's tokenizer.json: the same charsmap, but words are split first and each gets its space from Metaspace."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "spiece.model"
+        path.write_bytes(spm_nmt_model())
+        spec = json.loads(load_tokenizer(path).tokenizer.to_str())
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    spec["normalizer"] = spec["normalizer"]["normalizers"][0]
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]}
+    spec["decoder"] = metaspace
+    return json.dumps(spec)
+
+
+@functools.cache
 def gemma_json() -> str:
     """Like Gemma: spaces spelled by a normaliser, no dummy prefix, byte fallback, runs of spaces as added tokens."""
     trained = Tokenizer(models.BPE())
@@ -356,6 +371,7 @@ _BUILDERS: dict[str, Callable[[], Small]] = {
     "spm-nmt": lambda: _from_model("spm-nmt", spm_nmt_model),
     "spm-unknown": lambda: _from_model("spm-unknown", spm_unknown_model),
     "hf-unigram": lambda: _from_json("hf-unigram", hf_unigram_json, decoder_table),
+    "t5": lambda: _from_json("t5", t5_json, decoder_table),
     "gemma": lambda: _from_json("gemma", gemma_json, decoder_table),
     "wordpiece": lambda: _from_json("wordpiece", wordpiece_json, wordpiece_table),
 }

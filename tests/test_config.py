@@ -36,6 +36,11 @@ def test_the_defaults_are_the_papers_recipe() -> None:
             r"loss.kd_weight is 'dynamc' \(did you mean 'dynamic'\?\)",
         ),
         ({"optim": {"steps": 0}}, "optim.steps is 0: "),
+        ({"loss": {"kd_weight": -1}, "teachers": [{}]}, r"\n  loss.kd_weight is -1: .* greater than .*\n.* dynamic"),
+        ({"optim": {"batch-size": 8}}, r"unknown key optim.batch-size \(did you mean 'batch_size'\?\)"),
+        ({"teachers": [{"a[b-c]": 8}]}, r"unknown key teachers.0.a\[b-c\]; there are model, "),
+        ({"optim": {"learning_rate": float("inf")}}, "optim.learning_rate is inf: .* finite"),
+        ({"loss": {"kd_weight": float("inf")}, "teachers": [{}]}, "loss.kd_weight is inf: .* finite"),
         ({"data": {"files": ["a"], "dataset": "b"}}, "give files or dataset, not both"),
     ],
 )

@@ -33,8 +33,8 @@ __all__ = [
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LossName = Literal["auto", "p-kl", "h-kl", "gold", "uld", "same"]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -166,7 +166,7 @@ class OptimConfig(_Section):
 
     learning_rate: Positive = Field(default=5e-5, description="AdamW's peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="After the warm-up.")
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+    warmup: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
         default=0.05, description="The share of the steps that warm up."
     )
     weight_decay: NonNegative = Field(default=0.1, description="AdamW's weight decay, not on biases and norms.")
@@ -174,7 +174,7 @@ class OptimConfig(_Section):
     batch_size: Count = Field(default=768, description="Documents in one optimizer step, over all processes.")
     micro_batch_size: Count | None = Field(
         default=None,
-        description="Documents in one forward pass of one process; by default the largest divisor up to 4.",
+        description="Documents in one forward pass of one process (default 1, which needs the least memory).",
     )
     steps: Count = Field(default=30_000, description="Optimizer steps; the data is repeated as often as it takes.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
@@ -259,7 +259,7 @@ def parse_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        problems = "\n".join(f"  {_explain(problem)}" for problem in _in_order(error.errors()))
         raise XTokenError(f"{where}: cannot be used as it stands\n{problems}") from None
 
 
@@ -330,6 +330,17 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else f"a {type(value).__name__} ({value!r})"
 
 
+def _in_order(problems: Sequence[Any]) -> list[Any]:
+    """Where both branches of a union refuse a value, that of the value's own kind first: a word or a number."""
+    places = [_path(problem["loc"]) for problem in problems]
+
+    def place_and_kind(problem: Any) -> tuple[int, bool]:
+        wants_a_word = problem["type"] == "literal_error"
+        return places.index(_path(problem["loc"])), wants_a_word != isinstance(problem.get("input"), str)
+
+    return sorted(problems, key=place_and_kind)
+
+
 def _explain(problem: Any) -> str:
     """One line for one of pydantic's errors."""
     loc = _path(problem["loc"])
@@ -349,8 +360,17 @@ def _explain(problem: Any) -> str:
 
 
 def _path(loc: Sequence[str | int]) -> list[str]:
-    """Where the error is, without the branch of a union that pydantic appends."""
-    return [str(part) for part in loc if isinstance(part, int) or not re.search(r"\[|-", part)]
+    """Where the error is, without the branch of a union, which pydantic appends to the key that holds a value."""
+    section: type[BaseModel] | None = RunConfig
+    path = []
+    for part in loc:
+        if section is None and isinstance(part, str):
+            break
+        path.append(str(part))
+        if section is not None and isinstance(part, str):
+            known = part in section.model_fields
+            section = _inner(section.model_fields[part].annotation)[0] if known else None
+    return path
 
 
 def _keys_at(loc: Sequence[str]) -> list[str]:

@@ -147,6 +147,16 @@ def test_alignment_resumes_right_after_what_was_rewritten(odd: str) -> None:
         assert not away, (student, teacher, odd)
 
 
+def test_words_align_where_a_tokenizer_drops_the_space_before_them() -> None:
+    """BERT has no token for the space; the number after it is the same number all the same."""
+    student, teacher = small("packing"), small("wordpiece")
+    alignment = align(student.vocabulary, teacher.vocabulary, "the 12, 12")
+    check_law(student, teacher, alignment)
+    lost_s = [student.table[i] for i in alignment.student_ids[alignment.student_gaps]]
+    assert lost_s == [b" ", b" "]
+    assert alignment.teacher_gaps.tolist() == []
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "text", "student_gaps", "teacher_gaps"),
     [

@@ -64,6 +64,7 @@ ids = st.lists(st.integers(0, len(WORDS) + 1), max_size=9)
 @example([WORDS.index("abab")], [0, 1, 0, 1])
 @example([0, 1, 0, 1], [WORDS.index("abab")])
 @example([0] * 9, [WORDS.index("aaa")] * 3)
+@example([0, WORDS.index("abab"), 1], [0, 1, 0, 1])  # a group of four, or two matches
 @example([*SPECIALS, 0], [SPECIALS[1], SPECIALS[0], 0])
 def test_the_chunks_reach_the_best_score(student_ids: list[int], teacher_ids: list[int]) -> None:
     """A mismatch costs what two gaps cost, so the score of a path is that of its chunks less 1.5 a token left over."""

@@ -38,6 +38,11 @@ def test_json_is_one_object_and_nothing_else(model: Path, text: Path) -> None:
     assert {"digits-1", "punctuation", "numerals"} <= found["classes"].keys()
 
 
+def test_help_says_the_dtype() -> None:
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    assert "bfloat16 on a GPU and float32 on a CPU" in result.stdout
+
+
 def test_people_get_a_table(model: Path, text: Path) -> None:
     result = CliRunner().invoke(app, [str(model), "--text", str(text), "--split-text-by", "document"])
     assert result.exit_code == 0

@@ -112,7 +112,7 @@ def test_mistakes_are_one_message(
         ("empty.txt", b"\n \n", "no document to train on (2 read, 2 empty"),
         ("latin.txt", b"caf\xe9\n", "is not UTF-8: the byte 0xE9 at offset 3"),
         ("other.jsonl", b'{"body": "x", "id": 1}\n', "no column 'text'; there are 'body', 'id'"),
-        ("lone.jsonl", b'{"text": "\\ud800"}\n', "document 0: the text holds a lone surrogate"),
+        ("lone.jsonl", b'{"text": "\\ud800"}\n', "document 0 (counting from 0): the text holds a lone surrogate"),
     ],
 )
 def test_data_that_cannot_be_used_is_told(
@@ -204,6 +204,7 @@ def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint_to_go_on_from(tmp_path
         process.wait()
     assert process.returncode == 130
     assert "Traceback" not in out + err
+    assert "stopping after this step, with a checkpoint; Ctrl-C again stops at once" in err
     done = int(re.search(r"stopped after step ([\d,]+) of 100,000", err)[1].replace(",", ""))  # type: ignore[index]
     assert (tmp_path / "out" / f"checkpoint-{done}" / "trainer_state.json").exists()
     assert f"xtoken train {file} --resume" in err

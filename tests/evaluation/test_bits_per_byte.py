@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -56,6 +57,28 @@ def test_the_batch_changes_nothing(batch_size: int) -> None:
     whole = bits_per_byte(MODEL, VOCABULARY, TEXTS)
     parts = bits_per_byte(MODEL, VOCABULARY, TEXTS, batch_size=batch_size)
     assert parts.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-6)
+
+
+def test_a_pass_holds_a_bounded_number_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number is of tokens with their padding; a window that is too long by itself goes alone."""
+    passes: list[torch.Size] = []
+    hook = MODEL.register_forward_pre_hook(
+        lambda _, __, given: passes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    texts = [*TEXTS, " ".join(TEXTS)[:300]]
+    try:
+        whole = bits_per_byte(MODEL, VOCABULARY, texts)
+        assert len(passes) == 1
+        passes.clear()
+        most = 3 * max(len(VOCABULARY.encode(text).ids) + 1 for text in TEXTS)
+        monkeypatch.setattr(sys.modules["xtoken.evaluation.bits_per_byte"], "_LOGITS_A_PASS", most * VOCABULARY.size)
+        bounded = bits_per_byte(MODEL, VOCABULARY, texts)
+    finally:
+        hook.remove()
+    assert sum(shape[0] for shape in passes) == len(texts)
+    assert all(shape.numel() <= most or shape[0] == 1 for shape in passes)
+    assert max(shape[0] for shape in passes) >= 3
+    assert bounded.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-6)
 
 
 @settings(max_examples=30)

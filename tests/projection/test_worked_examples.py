@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from small_tokenizers import byte_of_char, small
-from xtoken.projection import build_projection
+from xtoken.projection import build_projection, strict_partition
 from xtoken.tokens import Vocabulary
 
 CHAR_OF = {byte: char for char, byte in byte_of_char().items()}
@@ -86,6 +86,15 @@ def test_special_tokens_go_to_the_special_token_of_their_role() -> None:
     found = {student.contents[r]: (c, v) for r, c, v in zip(rows, cols, values, strict=True) if r in student.roles}
     names = {name: teacher.contents[c] for name, (c, v) in found.items() if v == 1}
     assert names == {"<s>": "<bos>", "</s>": "<|endoftext|>", "<|weird|>": "<|weird|>"}
+
+
+def test_of_several_special_tokens_of_one_role_the_lowest_id_is_taken() -> None:
+    student = byte_level(specials=("</s>", "<|end_of_text|>"))
+    teacher = byte_level(specials=("<|endoftext|>", "<eos>", "[EOS]"))
+    rows, cols, _ = build_projection(student, teacher).to_coo()
+    assert cols[rows >= 256].tolist() == [256, 256]
+    pairs = strict_partition(student, teacher)
+    assert (pairs.student_ids[-1], pairs.teacher_ids[-1], len(pairs)) == (256, 256, 257)
 
 
 def test_a_special_token_never_becomes_text_nor_text_a_special_token() -> None:

@@ -54,7 +54,7 @@ MODELS: dict[str, Callable[[], bytes]] = {
     "unigram, unknown token": spm_unknown_model,
     "unigram, identity": lambda: train_sentencepiece(model_type="unigram", **IDENTITY),
     "unigram, symbols": lambda: train_sentencepiece(
-        model_type="unigram", **IDENTITY, user_defined_symbols=["<foo>", "=="]
+        model_type="unigram", **IDENTITY, user_defined_symbols=["<foo>", "=>"]
     ),
     "unigram, no dummy prefix": lambda: train_sentencepiece(model_type="unigram", **IDENTITY, add_dummy_prefix=False),
 }

@@ -84,6 +84,22 @@ def test_cut_documents_are_counted_and_keep_all_that_fits() -> None:
     assert data.report.bytes == len("1 2 3 4 5") + 10  # 11 tokens: bos and ten bytes
 
 
+def test_a_teacher_is_cut_for_its_end_token_alone() -> None:
+    """The student has no eos, so all of it is kept; the teacher's eos is one token too many."""
+    spec = Tokenizer.from_str(tiny.tokenizer_json(1, 360))
+    spec.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    ends = Vocabulary.from_tokenizer(spec)
+    whole = prepared(["1 2 3 4"], teacher=ends, append_eos=False)
+    (tokens,) = whole[0].teachers.values()
+    assert (tokens.ids[-1], whole.report.truncated) == (1, 0)
+    cut = prepared(["1 2 3 4"], context_t=len(tokens.ids) - 1, teacher=ends, append_eos=False)
+    (shorter,) = cut[0].teachers.values()
+    assert np.array_equal(shorter.ids, tokens.ids[:-1])
+    assert np.array_equal(shorter.chunks, tokens.chunks)
+    assert np.array_equal(cut[0].ids, whole[0].ids)
+    assert cut.report.truncated == 1
+
+
 def test_a_cut_lies_on_a_chunk_boundary_and_not_inside_a_number() -> None:
     data = prepared(["7 123 345"], context_t=8)  # the teacher's 8 tokens end inside 345
     (tokens,) = data[0].teachers.values()
@@ -132,7 +148,7 @@ def test_empty_documents_are_skipped_and_counted() -> None:
 
 
 def test_a_document_that_cannot_be_encoded_is_named() -> None:
-    with pytest.raises(XTokenError, match=r"the given texts, document 1: .*lone surrogate"):
+    with pytest.raises(XTokenError, match=r"the given texts, document 1 \(counting from 0\): .*lone surrogate"):
         prepared(["fine", "bad \ud800", "fine"])
 
 

@@ -82,7 +82,10 @@ def test_a_head_narrower_than_the_tokenizer_is_refused(tied: bool) -> None:
         teach(tiny.llama(30, tie_word_embeddings=tied), 31)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("weight", 0.0), ("weight", float("inf")), ("temperature", 0.0)])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("weight", 0.0), ("weight", float("inf")), ("temperature", 0.0), ("temperature", float("inf"))],
+)
 def test_a_setting_out_of_range_is_refused(setting: str, value: float) -> None:
     with pytest.raises(XTokenError, match=f"has {setting} {value}"):
         teach(tiny.llama(30), 30, **{setting: value})

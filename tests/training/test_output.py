@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from xtoken.errors import XTokenError
+from xtoken.training.files import write_whole
 from xtoken.training.output import claim_folder, clear_folder, last_checkpoint
 
 
@@ -38,9 +40,43 @@ def test_any_trace_of_a_run_or_a_model_keeps_a_folder(tmp_path: Path, trace: str
     (tmp_path / trace).write_text("x")
     with pytest.raises(XTokenError, match="already holds a run or a model"):
         claim_folder(tmp_path, resume=False, overwrite=False)
-    claim_folder(tmp_path, resume=True, overwrite=False)
     claim_folder(tmp_path, resume=False, overwrite=True)
     assert (tmp_path / trace).exists()
+
+
+@pytest.mark.parametrize("trace", ["config.json", "metrics.jsonl", "xtoken_config.yaml", "model.safetensors"])
+def test_resume_never_enters_a_folder_that_holds_something_else_than_a_run(tmp_path: Path, trace: str) -> None:
+    (tmp_path / trace).write_text("x")
+    with pytest.raises(XTokenError, match=rf"holds {trace}, but not the xtoken_run.json .*--overwrite"):
+        claim_folder(tmp_path, resume=True, overwrite=False)
+    (tmp_path / "xtoken_run.json").write_text("{}")
+    (tmp_path / "xtoken_config.yaml").write_text("{}")
+    claim_folder(tmp_path, resume=True, overwrite=False)
+
+
+def test_replacing_a_run_removes_the_files_it_copied_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    listed = ["chat_template.jinja", "vocab.txt", "gone.json", "../outside.txt"]
+    (tmp_path / "out" / "xtoken_run.json").write_text(json.dumps({"copied_files": listed}))
+    for name in ("out/chat_template.jinja", "out/vocab.txt", "out/added_tokens.json", "outside.txt"):
+        (tmp_path / name).write_text("x")
+    clear_folder(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["added_tokens.json"]
+    assert (tmp_path / "outside.txt").exists()
+
+
+def test_a_list_of_copied_files_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    (tmp_path / "xtoken_run.json").write_text("{")
+    clear_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    write_whole(file, "old")
+    with pytest.raises(UnicodeEncodeError):  # stands for any failure in the middle of writing
+        write_whole(file, "new \ud800")
+    assert ([path.name for path in tmp_path.iterdir()], file.read_text()) == (["run.json"], "old")
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

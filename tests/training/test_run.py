@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,9 +28,11 @@ from transformers import (
 )
 
 from training import tiny
+from xtoken.config import parse_config
 from xtoken.errors import XTokenError
-from xtoken.training import LoadedModel, distil, run
-from xtoken.training.callbacks import StopRequest
+from xtoken.training import LoadedModel, distil, models, run
+from xtoken.training.arguments import check_arguments, trainer_arguments
+from xtoken.training.callbacks import StopRequest, stop_on_interrupt
 
 TEXTS = tiny.documents(60)
 
@@ -192,6 +196,110 @@ def test_an_output_folder_in_use_is_refused_until_told(tmp_path: Path) -> None:
     result = in_memory(settings(folder, optim={"steps": 2}), overwrite=True)
     assert (result.steps, (folder / "notes.txt").read_text()) == (2, "mine")
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_resume_leaves_a_model_that_no_run_wrote(tmp_path: Path) -> None:
+    folder = tiny.student_folder(tmp_path / "model", seed=7)
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(XTokenError, match=r"--resume has nothing to go on with"):
+        in_memory(settings(folder), resume=True)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_new_run_keeps_no_tokenizer_file_of_the_old_one(tmp_path: Path) -> None:
+    source = tiny.student_folder(tmp_path / "student")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    first = settings(tmp_path / "out", student={"model": str(source)}, teachers=[], optim={"steps": 1})
+    distil(first, texts=TEXTS, quiet=True)
+    assert (tmp_path / "out" / "chat_template.jinja").exists()
+    (source / "chat_template.jinja").unlink()
+    distil(first, texts=TEXTS, quiet=True, overwrite=True)
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def broken_student() -> LoadedModel:
+    """Its predictions are NaN from the first step on."""
+    learner = tiny.student()
+    learner.model.model.norm.weight.data.fill_(float("nan"))
+    return learner
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_null_in_the_metrics(tmp_path: Path) -> None:
+    with pytest.raises(XTokenError, match=r"step 1: kd/teacher-0 is nan.* last checkpoint is none"):
+        in_memory(settings(tmp_path / "out"), broken_student())
+    (line,) = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (found["step"], found["ce"], found["kd"]) == (1, None, None)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_steps_after_the_last_line_of_the_log_are_looked_at_too(tmp_path: Path) -> None:
+    with pytest.raises(XTokenError, match=r"step 6: ce is nan.* last checkpoint is .*checkpoint-6"):
+        in_memory(settings(tmp_path / "out", teachers=[], output={"log_every": 100}), broken_student())
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_the_first_ctrl_c_is_answered_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_on_interrupt() as request:
+        signal.raise_signal(signal.SIGINT)
+        assert request.asked
+        assert "stopping after this step, with a checkpoint; Ctrl-C again stops at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_resuming_says_nothing_of_tied_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture, is_tied: bool) -> None:
+    from safetensors.torch import save_file
+
+    config = settings(tmp_path / "out")
+    in_memory(config, tiny.student(tie_word_embeddings=is_tied))
+    if not is_tied:  # a weight that is missing in earnest is told
+        file = tmp_path / "out" / "checkpoint-6" / "model.safetensors"
+        kept = {name: value for name, value in load_file(file).items() if name != "lm_head.weight"}
+        save_file(kept, file, metadata={"format": "pt"})
+    logger = logging.getLogger("transformers.trainer")
+    logger.addHandler(caplog.handler)
+    try:
+        in_memory(config, tiny.student(tie_word_embeddings=is_tied), resume=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert any("lm_head.weight" in message for message in caplog.messages) != is_tied
+
+
+def test_by_default_a_document_is_a_micro_batch(tmp_path: Path) -> None:
+    config = parse_config({"optim": {"batch_size": 8}})
+    arguments = trainer_arguments(config, tmp_path, saves=False, quiet=True)
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (1, 8)
+
+
+def test_processes_that_the_trainer_does_not_see_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher sets it, but no process group comes of it here
+    config = parse_config({"optim": {"batch_size": 8}})
+    with pytest.raises(XTokenError, match=r"WORLD_SIZE 2, but the Trainer runs 1 process"):
+        trainer_arguments(config, tmp_path, saves=False, quiet=True)
+    with pytest.raises(XTokenError, match=r"optim.batch_size 7 does not divide among 2 processes"):
+        check_arguments(parse_config({"optim": {"batch_size": 7}}))
+
+
+def test_only_the_first_process_writes_into_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("old")
+    waited: list[bool] = []
+    accelerator = SimpleNamespace(wait_for_everyone=lambda: waited.append((tmp_path / "config.json").exists()))
+    other = SimpleNamespace(accelerator=accelerator, is_world_process_zero=lambda: False)
+    nobody: Any = None
+    run._Run(nobody, nobody, tmp_path, True).take_folder(other, overwrite=True)
+    assert ([path.name for path in tmp_path.iterdir()], waited) == (["config.json"], [True, True])
+
+
+def test_a_name_with_a_slash_may_be_a_folder_or_a_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, revision: str | None) -> None:
+        raise XTokenError("the hub does not know it")
+
+    monkeypatch.setattr(models.Vocabulary, "from_pretrained", refuse)
+    with pytest.raises(XTokenError, match=r"student: there is no such folder runs/typo, .* hub does not know it"):
+        models.load_model("runs/typo", who="student")
 
 
 def test_the_folder_of_a_model_is_never_the_output(tmp_path: Path) -> None:

@@ -123,6 +123,13 @@ def test_every_step_is_logged_with_its_raw_terms(tmp_path: Path) -> None:
     assert [line["ce"] for line in lines] == [line["ce"] for line in trainer.state.log_history if "ce" in line]
 
 
+def test_the_log_tells_the_largest_factor_of_a_micro_batch(tmp_path: Path) -> None:
+    _, parts = gradients(tmp_path, 1, [online()])
+    assert parts["kd_factor_max"] > parts["kd_factor"]
+    _, whole = gradients(tmp_path, 4, [online()])
+    assert whole["kd_factor_max"] == pytest.approx(whole["kd_factor"])
+
+
 def test_a_line_is_the_mean_over_its_steps(tmp_path: Path) -> None:
     def lines(every: int) -> list[dict[str, float]]:
         folder = tmp_path / str(every)

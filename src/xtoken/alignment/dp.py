@@ -23,7 +23,7 @@ __all__ = ["dp_chunks"]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 
-# [X], section 3.
+# X-Token, section 3.
 MATCH = 3.0
 MISMATCH = -3.0
 GROUP = 1.5  # for each token of the joined side

@@ -32,11 +32,14 @@ def eval_command(
     context_length: Annotated[
         int | None, typer.Option(help="Tokens in a window (default: what the model takes, up to 4096).")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows in a forward pass.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows in a forward pass, fewer where they are long.")] = 8,
     revision: Annotated[str | None, typer.Option(help="A hub revision.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Score a text: bits per byte, which compare across tokenizers, overall and by class of token."""
+    """Score a text: bits per byte, which compare across tokenizers, overall and by class of token.
+
+    The weights are bfloat16 on a GPU and float32 on a CPU.
+    """
     import torch
 
     from xtoken.errors import XTokenError

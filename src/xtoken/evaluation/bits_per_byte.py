@@ -39,6 +39,8 @@ _STEP = 0.5
 _DEFAULT_CONTEXT = 4096  # for a model that does not say how long a sequence it takes
 _BATCH_OF_TEXTS = 256
 _BATCHES_SORTED = 16  # enough for lengths to be alike, few enough to hold
+# Of a forward pass, padding included: 1 GiB in float32. A longer window goes alone.
+_LOGITS_A_PASS = 2**28
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def bits_per_byte(
         texts: documents; one without text is skipped.
         context_length: tokens in a window, at least 2 and more than its prefix; by default as many as the model takes,
             and no more than 4,096.
-        batch_size: windows in a forward pass.
+        batch_size: windows in a forward pass; fewer, and at least one, where their logits would be more than 2**28.
         progress: show a bar.
 
     Raises:
@@ -139,9 +141,9 @@ def bits_per_byte(
         windows = _windows(vocabulary, texts, context, sums, progress)
         while group := list(islice(windows, batch_size * _BATCHES_SORTED)):
             group.sort(key=lambda window: len(window.ids))  # neighbours of one length waste no padding
-            for start in range(0, len(group), batch_size):
+            for batch in _passes(group, batch_size, _LOGITS_A_PASS // vocabulary.size):
                 with torch.no_grad():
-                    _score(model, vocabulary, group[start : start + batch_size], sums)
+                    _score(model, vocabulary, batch, sums)
     finally:
         model.train(was_training)
     if not sums.documents:
@@ -233,6 +235,18 @@ def _cut(ids: Ints, widths: Ints, prefix: Ints, context: int) -> Iterator[_Windo
         body = np.concatenate([prefix, ids[begin:end]])
         yield _Window(body, widths[scored:end], len(prefix) + scored - begin)
         scored, begin = end, min(begin + step, len(ids))
+
+
+def _passes(windows: Sequence[_Window], most: int, tokens: int) -> Iterator[Sequence[_Window]]:
+    """Cuts windows that rise in length into forward passes of at most `most` windows and about `tokens` tokens."""
+    start = 0
+    while start < len(windows):
+        end = start + 1
+        # The last window is the longest, and the others are padded to it.
+        while end < min(start + most, len(windows)) and (end + 1 - start) * len(windows[end].ids) <= tokens:
+            end += 1
+        yield windows[start:end]
+        start = end
 
 
 def _score(model: Any, vocabulary: Vocabulary, windows: Sequence[_Window], sums: _Sums) -> None:

@@ -18,9 +18,9 @@ __all__ = ["dynamic_scale", "weighted_sum"]
 def dynamic_scale(cross_entropy: Tensor, distillation: Tensor) -> Tensor:
     """The factor that gives the distillation loss the size of the cross-entropy: sg(L_CE / |L_KD|).
 
-    L = factor * L_KD + L_CE is then 2 L_CE in value, whatever L_KD does: a distillation term that teaches nothing is
-    invisible in L. Log both raw terms. It equalises values and not gradients: a term with a floor is turned down by it,
-    one that can reach 0 is turned up.
+    L = factor * L_KD + L_CE is then 2 L_CE in value while L_KD is positive, and 0 where it is negative, whatever its
+    size: a distillation term that teaches nothing is invisible in L. Log both raw terms. It equalises values and not
+    gradients: a term with a floor is turned down by it, one that can reach 0 is turned up.
 
     The size |L_KD| and not L_KD, because a chained loss may be negative, and a negative factor would climb it.
 

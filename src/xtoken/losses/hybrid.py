@@ -23,7 +23,7 @@ from xtoken.teachers.signal import TeacherSignal
 
 __all__ = ["GOLD", "HKL", "PartitionLike", "common_kl", "remainder_l1"]
 
-# [X] gives both terms weight 1 when it restates [G].
+# X-Token gives both terms weight 1 when it restates GOLD.
 COMMON_WEIGHT = 1.0
 REMAINDER_WEIGHT = 1.0
 
@@ -48,7 +48,7 @@ def common_kl(student: ChunkDistributions, teacher: ChunkDistributions, ids_s: T
     """sum over the pairs of p_T log(p_T / p_S), with softmaxes over the full vocabularies; [K], nats.
 
     Neither side sums to 1 over the pairs, so this part alone may be negative; and it pushes every unpaired logit down,
-    whatever the text says: d / d z_j = p_S[j] * (the teacher's mass on the pairs), Proposition 1 of [X].
+    whatever the text says: d / d z_j = p_S[j] * (the teacher's mass on the pairs), Proposition 1 of X-Token.
     """
     return kl_divergence(teacher.log_vectors.index_select(1, ids_t), student.log_vectors.index_select(1, ids_s))
 

@@ -95,8 +95,8 @@ def merge_rows(
         tokens: int64 [N], the token the text has there.
         starts: int64 [K+1].
         merge: how; see the module.
-        average: which mean `mean` takes. [N] takes the geometric one for the teacher and the arithmetic for the
-            student.
+        average: which mean `mean` takes. NVIDIA's code (NeMo-RL) takes the geometric one for the teacher and the
+            arithmetic for the student.
     """
     no_factor = log_probs.new_zeros(starts.shape[0] - 1)
     if merge == "mean":

@@ -138,7 +138,7 @@ class PKL(nn.Module):
         projection: W; only its `shape` and `to_coo()` are used.
         merge: "chain", "mean" or "first"; see `xtoken.losses.merge`.
         teacher_topk: compare on the teacher's k most probable reachable tokens of each chunk, 1 to V_T, both sides
-            renormalised there ([X] takes 8192); None compares on all. The tail is then free: the student is not told
+            renormalised there (the X-Token paper takes 8192); None compares on all. The tail is then free: the student is not told
             off for its mass on tokens the teacher thinks unlikely.
 
     Raises:

@@ -1,8 +1,7 @@
 """ULD: the L1 distance of the two whole sorted distributions.
 
 It needs no correspondence between the vocabularies, and uses none: it compares how sure the two models are, not of
-what.
-Law: permuting either vocabulary changes nothing, not even one side alone.
+what. Law: permuting either vocabulary changes nothing, not even one side alone.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ def uld(student: ChunkDistributions, teacher: ChunkDistributions) -> Tensor:
 class ULD(nn.Module):
     """Universal Logit Distillation, on chunks.
 
-    The student is read at the signal's temperature tau, and the loss is multiplied by tau^2. [U] pairs positions by
-    number and cuts the longer sequence; here, as in [X], chunks are paired.
+    The student is read at the signal's temperature tau, and the loss is multiplied by tau^2. The paper pairs positions
+    by number and cuts the longer sequence; here, as in X-Token, chunks are paired.
 
     Args:
         student_vocab_size: V_S.

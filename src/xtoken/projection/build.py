@@ -24,7 +24,7 @@ __all__ = ["DECAY", "MAX_PIECES", "Fate", "RowFates", "build_projection", "row_f
 
 Ints = NDArray[np.int64]
 
-# [X]: weights 0.9 * 0.1^i before each row is made to sum to 1, so only the ratio matters; at most four pieces.
+# X-Token: weights 0.9 * 0.1^i before each row is made to sum to 1, so only the ratio matters; at most four pieces.
 DECAY = 0.1
 MAX_PIECES = 4
 

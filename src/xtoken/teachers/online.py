@@ -53,8 +53,8 @@ class OnlineTeacher:
         check_head(model, vocab_size, f"teacher {name!r}")
         if not 0 < weight < float("inf"):
             raise XTokenError(f"teacher {name!r} has weight {weight}; it must be above 0 and finite")
-        if not temperature > 0:
-            raise XTokenError(f"teacher {name!r} has temperature {temperature}; it must be above 0")
+        if not 0 < temperature < float("inf"):
+            raise XTokenError(f"teacher {name!r} has temperature {temperature}; it must be above 0 and finite")
         self.name, self.vocab_size, self.loss = name, vocab_size, loss
         self.side, self.weight, self.temperature = side, weight, temperature
         self.model = model.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from xtoken.errors import XTokenError
 
 __all__ = ["check_arguments", "trainer_arguments"]
 
-_DEFAULT_MICRO_BATCH = 4  # documents; a guess that fits a 1B student and a 4B teacher at 4,096 tokens on an 80 GB GPU
+# Documents. A long one can fill a GPU by itself: the reference losses hold several tensors of chunk tokens by
+# vocabulary (measured in docs/footguns.md). Who has short documents has room for more.
+_DEFAULT_MICRO_BATCH = 1
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -43,7 +46,7 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
         quiet: whether to leave out the progress bar.
 
     Raises:
-        XTokenError: a batch that does not divide evenly.
+        XTokenError: a batch that does not divide evenly; the Trainer counts other processes than the launcher started.
     """
     from transformers import TrainingArguments
 
@@ -52,7 +55,7 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
     # Newer releases call it activation checkpointing.
     fields = TrainingArguments.__dataclass_fields__
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
         per_device_train_batch_size=micro,
@@ -74,6 +77,8 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
         dataloader_pin_memory=on_gpu,
         **{checkpointing: optim.gradient_checkpointing},
     )
+    _check_processes(arguments.world_size)
+    return arguments
 
 
 def _check_trackers(names: Sequence[str]) -> None:
@@ -95,16 +100,29 @@ def _check_trackers(names: Sequence[str]) -> None:
 
 def _batches(optim: OptimConfig) -> tuple[int, int]:
     """Documents in one forward pass, and passes in a step, of one process."""
-    from accelerate import PartialState
-
-    processes = PartialState().num_processes
+    processes = _processes()
     share, rest = divmod(optim.batch_size, processes)
     if rest:
         raise XTokenError(f"optim.batch_size {optim.batch_size} does not divide among {processes} processes")
-    micro = optim.micro_batch_size or max(n for n in range(1, _DEFAULT_MICRO_BATCH + 1) if share % n == 0)
+    micro = optim.micro_batch_size or _DEFAULT_MICRO_BATCH
     if share % micro:
         raise XTokenError(
             f"optim.batch_size {optim.batch_size} over {processes} processes is {share} documents each, which is not a "
             f"multiple of optim.micro_batch_size {micro}"
         )
     return micro, share // micro
+
+
+def _processes() -> int:
+    """How many the launcher started: torchrun and accelerate say so before anything is set up."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def _check_processes(world_size: int) -> None:
+    """Another count would cut the batch into other shares, or let every process train on its own."""
+    if world_size != _processes():
+        raise XTokenError(
+            f"the environment says WORLD_SIZE {_processes()}, but the Trainer runs {world_size} process(es). Start "
+            "them with torchrun or accelerate launch (on CPUs with ACCELERATE_USE_CPU=true); for one process, unset "
+            "WORLD_SIZE."
+        )

@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
+from xtoken.training.files import write_whole
+
 __all__ = ["CheckpointFiles", "JsonLines", "LossBar", "StopRequest", "stop_on_interrupt"]
 
 METRICS_FILE = "metrics.jsonl"
-# transformers saves its arguments as a pickle beside every checkpoint; nothing reads it, and we keep no pickles.
+# transformers saves its arguments as a pickle beside every checkpoint, and nothing reads it. What resuming needs
+# (optimizer.pt, scheduler.pt, rng_state.pth) is a pickle of torch's as well, and stays.
 _PICKLED_ARGUMENTS = "training_args.bin"
+_STDERR = 2
+_STOPPING = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
 
 
 class JsonLines(TrainerCallback):
     """Writes what is logged as one JSON object a line, to `metrics.jsonl` in the output folder.
 
-    A run that resumes first drops the lines past its checkpoint, so that each step stands there once.
+    A run that resumes first drops the lines past its checkpoint, so that each step stands there once. What is not
+    finite is null: JSON has no NaN.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             path = _metrics_file(args)
-            path.write_text("".join(_lines_up_to(path, state.global_step)), encoding="utf-8")
+            write_whole(path, "".join(_lines_up_to(path, state.global_step)))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         is_summary = logs is None or "train_runtime" in logs
         if state.is_world_process_zero and not is_summary:
+            line = {"step": state.global_step, **{name: _json_number(value) for name, value in (logs or {}).items()}}
             with _metrics_file(args).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _metrics_file(args: Any) -> Path:
@@ -100,7 +113,8 @@ class StopRequest(TrainerCallback):
 def stop_on_interrupt() -> Iterator[StopRequest]:
     """Turns the first Ctrl-C into a stop request; the second is an ordinary KeyboardInterrupt.
 
-    Outside the main thread Python delivers no signals, and Ctrl-C stays what it is.
+    The first is answered at once, for the step at hand may take long. Outside the main thread Python delivers no
+    signals, and Ctrl-C stays what it is.
     """
     request = StopRequest()
 
@@ -108,6 +122,8 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
         if request.asked:
             signal.default_int_handler(number, frame)
         request.asked = True
+        with suppress(OSError):  # straight to the file: the signal may come in the middle of a print
+            os.write(_STDERR, _STOPPING)
 
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from xtoken.alignment import align_spans
 from xtoken.errors import XTokenError
 from xtoken.tokens import TokenSpans, Vocabulary
+from xtoken.training.files import write_whole
 from xtoken.training.texts import TextSource, texts_from_list
 
 __all__ = ["DataReport", "Example", "PreparedData", "Side", "TeacherTokens", "prepare", "side_key"]
@@ -36,7 +37,7 @@ __all__ = ["DataReport", "Example", "PreparedData", "Side", "TeacherTokens", "pr
 Ints = NDArray[np.int64]
 
 # Changing what an example holds makes cached ones unreadable, so the cache's name carries this.
-_FORMAT = "xtoken-examples-1"
+_FORMAT = "xtoken-examples-2"
 # Documents tokenised at a time: enough for the tokenizer to use every core, few enough to hold.
 _BATCH = 512
 # With fewer student tokens than this nothing in a document is predicted.
@@ -89,7 +90,7 @@ class DataReport:
     Attributes:
         documents: how many are trained on.
         empty: skipped, without text.
-        truncated: cut to the context; they are among `documents`.
+        truncated: cut on any side to its context; they are among `documents`.
         unusable: skipped, because nothing in them can be predicted or no common place to cut them was found.
         bytes: of text that is trained on.
         student_tokens: special ones included.
@@ -166,7 +167,8 @@ def prepare(
         progress: show a bar.
 
     Raises:
-        XTokenError: no usable document; whatever reading and encoding raise, with the document's number.
+        XTokenError: no usable document; whatever reading and encoding raise, with the document's number, counted
+            from 0.
     """
     source = source if isinstance(source, TextSource) else texts_from_list(source)
     by_key: dict[str, Side] = {}
@@ -233,7 +235,7 @@ class _Plan:
     def example(self, spans_s: TokenSpans, spans_t: dict[str, TokenSpans], report: DataReport) -> Example | None:
         teachers = {name: self.teacher_tokens(name, spans_s, spans) for name, spans in spans_t.items()}
         cut: int | None = len(spans_s)
-        if self.is_too_long(spans_s, teachers):
+        if is_cut := self.is_too_long(spans_s, teachers):
             cut = _common_cut(
                 self.student.context_length, [(teachers[k], s.context_length) for k, s in self.teachers.items()]
             )
@@ -241,11 +243,11 @@ class _Plan:
             report.unusable += 1
             return None
         report.documents += 1
-        report.truncated += cut < len(spans_s)
+        report.truncated += is_cut
         report.bytes += spans_s.length if cut == len(spans_s) else int(spans_s.ends[cut - 1])
-        example = Example(
-            spans_s.ids[:cut], {name: _cut_teacher(tokens, cut, spans_s) for name, tokens in teachers.items()}
-        )
+        if is_cut:
+            teachers = {name: _cut_teacher(tokens, cut) for name, tokens in teachers.items()}
+        example = Example(spans_s.ids[:cut], teachers)
         _count(report, example)
         return example
 
@@ -282,10 +284,11 @@ def _common_cut(student_limit: int, teachers: Sequence[tuple[TeacherTokens, int]
     return int(common[-1]) if len(common) else None
 
 
-def _cut_teacher(tokens: TeacherTokens, cut: int, spans_s: TokenSpans) -> TeacherTokens:
-    """A teacher's side of a document whose student side ends after `cut` tokens."""
-    if cut == len(spans_s):
-        return tokens
+def _cut_teacher(tokens: TeacherTokens, cut: int) -> TeacherTokens:
+    """A teacher's side of a document whose student side ends after `cut` tokens: up to the chunk that ends there.
+
+    Also where `cut` is all the student has: a teacher may have an end-of-document token beyond it, and no room for it.
+    """
     chunks = tokens.chunks[tokens.chunks[:, 1] <= cut]
     return TeacherTokens(tokens.ids[: chunks[-1, 3]], chunks)
 
@@ -307,7 +310,8 @@ def _batches(plan: _Plan, source: TextSource, progress: bool, report: DataReport
             try:
                 examples = list(plan.examples(kept, report))
             except XTokenError as error:
-                raise XTokenError(f"{source.name}, document {first + plan.first_failure(batch)}: {error}") from error
+                number = first + plan.first_failure(batch)
+                raise XTokenError(f"{source.name}, document {number} (counting from 0): {error}") from error
             yield pa.RecordBatch.from_pydict(_columns(examples, schema.names), schema)
             first += len(batch)
             bar.update(len(batch))
@@ -344,7 +348,7 @@ def _write_to_file(plan: _Plan, source: TextSource, progress: bool, path: Path) 
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, plan.schema()) as writer:
             for batch in _batches(plan, source, progress, report):
                 writer.write_batch(batch)
-        path.with_suffix(".json").write_text(json.dumps(asdict(report)))
+        write_whole(path.with_suffix(".json"), json.dumps(asdict(report)))
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)

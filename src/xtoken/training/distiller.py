@@ -6,7 +6,8 @@ depend on how a batch is cut up.
 
 Dynamic scaling is the exception, by what it is: each micro-batch's factor is its own share of the window's
 cross-entropy over its own share of the teachers' loss, since the window's totals are known only after the last backward
-pass. So every micro-batch's loss, and with it the window's, is (1 + ce_weight) L_CE in value.
+pass. So the gradients do depend on the micro-batch's size there. A micro-batch whose teachers' loss is positive has
+(ce_weight + 1) times its cross-entropy for a loss, one where it is negative (ce_weight - 1) times.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Loading a model and the tokenizer that belongs to it, from a folder or the hub, with errors a user can act on.
 
 Type: `LoadedModel`. The tokenizer is read as its files say (`Vocabulary`), never through AutoTokenizer, and its files
-are
-kept to be copied as they are: AutoTokenizer can put another pre-tokenizer in place of the file's and would save that.
+are kept to be copied as they are: AutoTokenizer can put another pre-tokenizer in place of the file's and would save
+that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from xtoken.errors import XTokenError
+from xtoken.errors import UnsupportedTokenizerError, XTokenError
 from xtoken.teachers.online import check_head
 from xtoken.tokens import Vocabulary
 
@@ -71,7 +71,7 @@ def load_model(path_or_id: str, *, who: str, revision: str | None = None, dtype:
     elif path_or_id.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path_or_id):
         raise XTokenError(f"{who}: there is no model folder {path_or_id}")
     source = str(folder) if folder.exists() else path_or_id
-    vocabulary = Vocabulary.from_pretrained(source, revision=revision)
+    vocabulary = _load_vocabulary(source, who, revision)
     model = _load_weights(source, who, revision, dtype)
     check_head(model, vocabulary.size, f"{who} {path_or_id}")
     return LoadedModel(model, vocabulary, tokenizer_files(source, revision=revision))
@@ -103,6 +103,16 @@ def _check_folder(folder: Path, who: str) -> None:
         raise XTokenError(f"{who}: {folder} is no model folder: it has no config.json (it holds {there})")
 
 
+def _load_vocabulary(source: str, who: str, revision: str | None) -> Vocabulary:
+    """The tokenizer. A name that is no folder may be one mistyped as well as a hub id, and the message says both."""
+    try:
+        return Vocabulary.from_pretrained(source, revision=revision)
+    except XTokenError as error:
+        if Path(source).exists() or isinstance(error, UnsupportedTokenizerError):
+            raise
+        raise XTokenError(f"{who}: there is no such folder {source}, and as a hub id it fails too: {error}") from error
+
+
 def _load_weights(source: str, who: str, revision: str | None, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -110,9 +120,7 @@ def _load_weights(source: str, who: str, revision: str | None, dtype: str) -> An
         model, info = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
         )
-    except (
-        Exception
-    ) as error:  # transformers raises what its parts raise: OSError, ValueError, SafetensorError, KeyError
+    except Exception as error:  # it raises what its parts raise: OSError, ValueError, SafetensorError, KeyError
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise XTokenError(f"{who}: cannot load a causal language model from {source!r}: {reason}") from error
     if missing := sorted(info["missing_keys"]):

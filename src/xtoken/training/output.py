@@ -1,8 +1,9 @@
 """The output folder: one run to a folder, and a run never lost by accident.
 
 A folder that holds a run is entered only to go on with it or to replace it, and replacing removes what a run wrote and
-nothing else. The student is saved as a plain Hugging Face folder. Law: a run goes on only with the settings and the
-data it began with.
+nothing else: its own files, and those it copied in, which it keeps a list of. The student is saved as a plain Hugging
+Face folder. Law: a run goes on only with the settings and the data it began with, and a model that no run of ours wrote
+is never written over by --resume.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import yaml
 from xtoken.config import RunConfig
 from xtoken.errors import XTokenError
 from xtoken.training.callbacks import METRICS_FILE
+from xtoken.training.files import write_whole
 
 __all__ = ["check_same_run", "claim_folder", "clear_folder", "describe_run", "last_checkpoint", "save_student"]
 
 CONFIG_FILE = "xtoken_config.yaml"
 RUN_FILE = "xtoken_run.json"
+COPIED = "copied_files"  # the key in RUN_FILE
 _CHECKPOINT = "checkpoint-"
 # Written last of all in a checkpoint, so one that has it is whole.
 _TRAINER_STATE = "trainer_state.json"
@@ -36,7 +39,8 @@ _TRACES = (
     "generation_config.json",
     "model*.safetensors*",
 )
-# Changing these on the way changes neither what is learnt from nor how; the data has a key of its own.
+# May change on the way. The data has a key of its own. Another number of steps stretches the schedule, and another
+# micro-batch changes the factors of dynamic scaling: whoever changes them on the way asks for that.
 _FREE = (
     "output",
     "data.files",
@@ -56,7 +60,8 @@ def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         overwrite: replace the run in it.
 
     Raises:
-        XTokenError: it holds a run and neither was asked for; both were; it is a file or cannot be written.
+        XTokenError: it holds a run and neither was asked for; both were; there is something to go on with, but no run
+            of ours; it is a file or cannot be written.
     """
     if resume and overwrite:
         raise XTokenError("--resume goes on with a run and --overwrite removes it; give one of them")
@@ -70,11 +75,21 @@ def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"the output folder {folder} already holds a run or a model ({traces[0].name}): go on with it by --resume, "
             "replace it by --overwrite, or choose another folder"
         )
+    if traces and resume and not _is_run(folder):
+        raise XTokenError(
+            f"the output folder {folder} holds {traces[0].name}, but not the {RUN_FILE} and {CONFIG_FILE} of a run, so "
+            "--resume has nothing to go on with and would write over it: choose another folder, or replace what is "
+            "there by --overwrite"
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RUN_FILE).is_file() and (folder / CONFIG_FILE).is_file()
 
 
 def clear_folder(folder: Path) -> None:
     """Removes a run and nothing else; to be called when nothing can go wrong any more before the new one."""
-    for trace in _traces(folder):
+    for trace in [*_traces(folder), *_copied(folder)]:
         if trace.is_dir():
             shutil.rmtree(trace)
         else:
@@ -83,6 +98,17 @@ def clear_folder(folder: Path) -> None:
 
 def _traces(folder: Path) -> list[Path]:
     return [trace for pattern in _TRACES for trace in sorted(folder.glob(pattern))]
+
+
+def _copied(folder: Path) -> list[Path]:
+    """The files that the run in a folder copied there, by its own list."""
+    if not (folder / RUN_FILE).is_file():
+        return []
+    try:
+        names = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get(COPIED, [])
+    except ValueError:  # broken off or edited: then nothing is known of them
+        return []
+    return [folder / name for name in names if Path(name).name == name and (folder / name).is_file()]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -103,11 +129,11 @@ def describe_run(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> N
     Args:
         folder: the output folder.
         config: with every choice made.
-        facts: plain JSON types; `data` is the key of the prepared data.
+        facts: plain JSON types; `data` is the key of the prepared data, `copied_files` what `save_student` copies.
     """
     resolved = yaml.safe_dump(config.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
-    (folder / CONFIG_FILE).write_text(resolved, encoding="utf-8")
-    (folder / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / CONFIG_FILE, resolved)
+    write_whole(folder / RUN_FILE, json.dumps(facts, indent=2) + "\n")
 
 
 def check_same_run(folder: Path, config: RunConfig, data_key: str) -> None:
@@ -116,7 +142,7 @@ def check_same_run(folder: Path, config: RunConfig, data_key: str) -> None:
     Raises:
         XTokenError: what changed, with both values.
     """
-    if not (folder / RUN_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+    if not _is_run(folder):  # the folder was empty, or `claim_folder` would have refused it
         return
     before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     old, new = dict(_flat(before)), dict(_flat(config.model_dump(exclude_none=True)))

@@ -26,6 +26,7 @@ from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_inte
 from xtoken.training.data import DataReport, PreparedData, Side, prepare
 from xtoken.training.models import LoadedModel
 from xtoken.training.output import (
+    COPIED,
     check_same_run,
     checkpoint_step,
     claim_folder,
@@ -105,7 +106,8 @@ def distil(
         The student and how it went. Without `output.folder` nothing is written.
 
     Raises:
-        XTokenError: anything in the settings, models or data that the caller can mend.
+        XTokenError: anything in the settings, models or data that the caller can mend; a loss that is not finite, told
+            with the step.
     """
     config = config if isinstance(config, RunConfig) else parse_config(config)
     source = _source(config.data, texts)
@@ -115,9 +117,7 @@ def distil(
     with _no_library_bars() if quiet else nullcontext():
         participants = gather(config, student, teachers, cache)
     data = _data(source, participants, cache, progress=not quiet)
-    if folder is not None and overwrite:
-        clear_folder(folder)
-    return _Run(participants, data, folder, quiet).go(resume)
+    return _Run(participants, data, folder, quiet).go(resume=resume, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -129,23 +129,33 @@ class _Run:
     folder: Path | None
     quiet: bool
 
-    def go(self, resume: bool) -> RunResult:
+    def go(self, *, resume: bool, overwrite: bool) -> RunResult:
         """Settles where to begin, and trains."""
         checkpoint = None
-        if self.folder is not None:
-            if resume:
-                check_same_run(self.folder, self.participants.config, self.data.key)
-                checkpoint = last_checkpoint(self.folder)
-                log.info("going on from %s" if checkpoint else "nothing to go on from in %s", checkpoint or self.folder)
-            describe_run(self.folder, self.participants.config, self.facts())
+        if self.folder is not None and resume:
+            check_same_run(self.folder, self.participants.config, self.data.key)
+            checkpoint = last_checkpoint(self.folder)
+            log.info("going on from %s" if checkpoint else "nothing to go on from in %s", checkpoint or self.folder)
         with ExitStack() as stack:
             stack.enter_context(_no_library_bars())
             folder = self.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xtoken-")))
-            return self.train(folder, checkpoint, stack.enter_context(stop_on_interrupt()))
+            stop = stack.enter_context(stop_on_interrupt())
+            trainer = self.trainer(folder, stop)
+            self.take_folder(trainer, overwrite=overwrite)
+            return self.train(trainer, checkpoint, stop)
 
-    def train(self, folder: Path, checkpoint: Path | None, stop: StopRequest) -> RunResult:
+    def take_folder(self, trainer: Any, *, overwrite: bool) -> None:
+        """Writes into the folder for the first time: the first process does, when all have looked into it."""
+        trainer.accelerator.wait_for_everyone()
+        if self.folder is not None and trainer.is_world_process_zero():
+            if overwrite:
+                clear_folder(self.folder)
+            describe_run(self.folder, self.participants.config, self.facts())
+        trainer.accelerator.wait_for_everyone()
+
+    def train(self, trainer: Any, checkpoint: Path | None, stop: StopRequest) -> RunResult:
         """Runs the Trainer from a checkpoint or from the start, and saves the student unless it was stopped."""
-        trainer, steps, began = self.trainer(folder, stop), self.participants.config.optim.steps, time.perf_counter()
+        steps, began = self.participants.config.optim.steps, time.perf_counter()
         if checkpoint is not None and checkpoint_step(checkpoint) >= steps:  # the Trainer would make one step more
             log.info("the run is at step %d of %d already", checkpoint_step(checkpoint), steps)
             trainer._load_from_checkpoint(str(checkpoint))
@@ -155,8 +165,9 @@ class _Run:
             done = int(trainer.state.global_step)
         interrupted, seconds = stop.asked and done < steps, time.perf_counter() - began
         student = self.participants.student
-        if self.folder is not None and not interrupted:
+        if self.folder is not None and not interrupted and trainer.is_world_process_zero():
             save_student(trainer.accelerator.unwrap_model(trainer.model), self.folder, student.tokenizer_files)
+        trainer.accelerator.wait_for_everyone()
         return RunResult(
             student=student.model,
             folder=self.folder,
@@ -199,6 +210,7 @@ class _Run:
 
         return {
             "data": self.data.key,
+            COPIED: [file.name for file in self.participants.student.tokenizer_files],
             "documents": asdict(self.data.report),
             "teachers": [asdict(choice) for choice in self.choices()],
             "student_fingerprint": self.participants.student.vocabulary.fingerprint,

@@ -2,13 +2,16 @@
 
 The Trainer keeps what users know it for: checkpoints, resume, trackers, progress. Laws: cross-entropy is divided by the
 number of scored tokens and each teacher's loss by its number of chunks, over the whole accumulation window and all
-processes; the loss never waits for the device, and the log waits once.
+processes; the loss never waits for the device, and the log waits once; a loss that is not finite ends the training at
+the line of the log that shows it.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from xtoken.teachers.online import OnlineTeacher, causal_logits, check_head
 from xtoken.training.callbacks import JsonLines, LossBar
 from xtoken.training.collator import Collator
 from xtoken.training.distiller import DROPPED, Counts, Distiller, KdWeight, Terms
+from xtoken.training.output import last_checkpoint
 
 __all__ = ["XTokenTrainer"]
 
@@ -30,8 +34,9 @@ class XTokenTrainer(Trainer):
 
     Logged at every `logging_steps`, to the trackers and to `metrics.jsonl` in the output folder, as means over the
     steps since the last line: `ce` and `kd` (nats per token and per chunk, raw), `kd/NAME` for each teacher,
-    `kd_ce_ratio`, `kd_factor` (what the teachers' sum was multiplied by), `uncovered_mass` and `kept_chunks` (shares,
-    also by teacher), `tokens_per_second` (the student's, without padding).
+    `kd_ce_ratio`, `kd_factor` (what the teachers' sum was multiplied by, the mean over the micro-batches) and
+    `kd_factor_max` (the largest), `uncovered_mass` and `kept_chunks` (shares, also by teacher), `tokens_per_second`
+    (the student's, without padding).
 
     Args:
         model: the student, a Hugging Face causal LM.
@@ -87,6 +92,7 @@ class XTokenTrainer(Trainer):
         self._replace_progress()
         self.distiller = Distiller([t.to(self.args.device) for t in teachers], vocab_size, kd_weight, ce_weight)
         self._sums: dict[str, Tensor] = {}
+        self._largest_factor: Tensor | None = None
         self._last_log = time.perf_counter()
 
     def _replace_progress(self) -> None:
@@ -97,9 +103,15 @@ class XTokenTrainer(Trainer):
             self.add_callback(LossBar)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's own."""
-        self._sums, self._last_log = {}, time.perf_counter()
-        return super().train(*args, **kwargs)
+        """The Trainer's own, with a last look at the steps after the last line of the log.
+
+        Raises:
+            XTokenError: a loss is not finite.
+        """
+        self._sums, self._largest_factor, self._last_log = {}, None, time.perf_counter()
+        outcome = super().train(*args, **kwargs)
+        self._check_finite(self._drain())
+        return outcome
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -108,7 +120,7 @@ class XTokenTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         tokens = torch.stack([_scored_tokens(batch) for batch in batches]).sum() if batches else torch.tensor(0)
         chunks = {t.name: sum(_n_chunks(batch, t) for batch in batches) for t in self.distiller.teachers}
-        flat = torch.stack([tokens.to(device), *(torch.tensor(n, device=device) for n in chunks.values())])
+        flat = torch.stack([tokens.to(device), *(torch.full((), n, device=device) for n in chunks.values())])
         flat = self.accelerator.reduce(flat, reduction="sum")
         return batches, Counts(flat[0], dict(zip(chunks, flat[1:], strict=True)))
 
@@ -129,16 +141,34 @@ class XTokenTrainer(Trainer):
         loss, factor = self.distiller.combine(terms, num_items_in_batch if in_window else terms.counts())
         if in_window:
             self._record(terms, factor, inputs["attention_mask"].sum())
-            loss = (
-                loss * self.accelerator.num_processes
-            )  # data parallelism averages the gradients, and these are to add
+            # data parallelism averages the gradients, and these are to add
+            loss = loss * self.accelerator.num_processes
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the raw terms to the line of a training step."""
+        """Adds the raw terms to the line of a training step; a term that is not finite ends the training there."""
         if "loss" in logs:
             logs = {**logs, **self._drain()}
         super().log(logs, start_time)
+        self._check_finite(logs)
+
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        for name in [name for name in metrics if name.startswith("kd/")] + ["ce", "kd"]:
+            if not math.isfinite(metrics.get(name, 0.0)):
+                checkpoint = last_checkpoint(Path(self.args.output_dir))
+                raise XTokenError(
+                    f"step {self.state.global_step}: {name} is {metrics[name]}, so the training was ended. The last "
+                    f"checkpoint is {checkpoint or 'none'}. Look for a learning rate that is too high, or a half-"
+                    "precision dtype that overflows."
+                )
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The Trainer's own, but not about a tied weight: it is there under its other name."""
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        missing = [name for name in load_result.missing_keys if name in named]
+        there = {id(weight) for name, weight in named.items() if name not in missing}
+        unknown = [name for name in load_result.missing_keys if id(named.get(name)) not in there]
+        super()._issue_warnings_after_load(type(load_result)(unknown, load_result.unexpected_keys))
 
     def _record(self, terms: Terms, factor: Tensor, tokens: Tensor) -> None:
         """Adds a micro-batch to the sums of the next line, on the device."""
@@ -148,16 +178,19 @@ class XTokenTrainer(Trainer):
             sums.update({f"{name}\t{part}": value for part, value in parts.items()})
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+        before = sums["factor"] if self._largest_factor is None else self._largest_factor
+        self._largest_factor = torch.maximum(before, sums["factor"])
 
     def _drain(self) -> dict[str, float]:
         """The metrics since the last line; the one place where the log waits for the device."""
-        if not self._sums:
+        if self._largest_factor is None:
             return {}
         flat = torch.stack([value.float() for value in self._sums.values()])
         flat = self.accelerator.reduce(flat, reduction="sum")
-        sums = dict(zip(self._sums, flat.tolist(), strict=True))
+        largest = self.accelerator.gather(self._largest_factor.float().reshape(1)).max()
+        sums = dict(zip([*self._sums, "largest factor"], torch.cat([flat, largest.reshape(1)]).tolist(), strict=True))
         now, before = time.perf_counter(), self._last_log
-        self._sums, self._last_log = {}, now
+        self._sums, self._largest_factor, self._last_log = {}, None, now
         return {**_means(sums, self.distiller.teachers), "tokens_per_second": sums["tokens"] / max(now - before, 1e-9)}
 
 
@@ -181,6 +214,7 @@ def _means(sums: Mapping[str, float], teachers: Iterable[OnlineTeacher]) -> dict
         return {"ce": ce}
     factor = _ratio(sums["factor"], sums["batches"])
     shown = {"ce": ce, "kd": kd, "kd_ce_ratio": _ratio(kd, ce), "kd_factor": factor}
+    shown["kd_factor_max"] = sums["largest factor"]
     return {**shown, **{name: _ratio(*parts) for name, parts in overall.items()}, **metrics}
 
 

@@ -1,0 +1,1 @@
+"""The embedded default: word problems, a teacher that splits digits, a student that packs them, one table."""
