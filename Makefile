@@ -25,7 +25,8 @@ demo: $(STAMP) ## Audit a pair, train a student three ways, print the table (und
 	@$(BIN)/xtoken demo
 
 test: $(STAMP) ## Run the whole test suite
-	$(BIN)/pytest -n 2 --dist worksteal
+	@# One thread a worker: torch would otherwise take both cores in each.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(STAMP) ## Check style with ruff
 	$(BIN)/ruff check .

@@ -138,8 +138,8 @@ class PKL(nn.Module):
         projection: W; only its `shape` and `to_coo()` are used.
         merge: "chain", "mean" or "first"; see `xtoken.losses.merge`.
         teacher_topk: compare on the teacher's k most probable reachable tokens of each chunk, 1 to V_T, both sides
-            renormalised there (the X-Token paper takes 8192); None compares on all. The tail is then free: the student is not told
-            off for its mass on tokens the teacher thinks unlikely.
+            renormalised there (the X-Token paper takes 8192); None compares on all. The tail is then free: the student
+            is not told off for its mass on tokens the teacher thinks unlikely.
 
     Raises:
         XTokenError: an argument is outside its range, or W is no projection.

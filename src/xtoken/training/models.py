@@ -8,6 +8,8 @@ that.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from xtoken.errors import UnsupportedTokenizerError, XTokenError
 from xtoken.teachers.online import check_head
 from xtoken.tokens import Vocabulary
 
-__all__ = ["LoadedModel", "load_model", "max_positions", "tokenizer_files"]
+__all__ = ["LoadedModel", "load_model", "max_positions", "no_library_bars", "tokenizer_files"]
 
 # Everything by which published model folders describe a tokenizer and its chat template.
 TOKENIZER_PATTERNS = (
@@ -129,3 +131,17 @@ def _load_weights(source: str, who: str, revision: str | None, dtype: str) -> An
             "random. The folder is incomplete, or is not a causal language model of the kind its config.json names."
         )
     return model
+
+
+@contextmanager
+def no_library_bars() -> Iterator[None]:
+    """Keeps transformers from drawing a bar for every file it reads or writes, through ours."""
+    from transformers.utils import logging as bars
+
+    was_on = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            bars.enable_progress_bar()

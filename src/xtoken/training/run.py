@@ -11,8 +11,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from xtoken.errors import XTokenError
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_interrupt
 from xtoken.training.data import DataReport, PreparedData, Side, prepare
-from xtoken.training.models import LoadedModel
+from xtoken.training.models import LoadedModel, no_library_bars
 from xtoken.training.output import (
     COPIED,
     check_same_run,
@@ -114,7 +114,7 @@ def distil(
     check_arguments(config)
     folder = _folder(config, resume=resume, overwrite=overwrite)
     cache = cache_folder()
-    with _no_library_bars() if quiet else nullcontext():
+    with no_library_bars() if quiet else nullcontext():
         participants = gather(config, student, teachers, cache)
     data = _data(source, participants, cache, progress=not quiet)
     return _Run(participants, data, folder, quiet).go(resume=resume, overwrite=overwrite)
@@ -137,7 +137,7 @@ class _Run:
             checkpoint = last_checkpoint(self.folder)
             log.info("going on from %s" if checkpoint else "nothing to go on from in %s", checkpoint or self.folder)
         with ExitStack() as stack:
-            stack.enter_context(_no_library_bars())
+            stack.enter_context(no_library_bars())
             folder = self.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xtoken-")))
             stop = stack.enter_context(stop_on_interrupt())
             trainer = self.trainer(folder, stop)
@@ -277,17 +277,3 @@ def _data(source: TextSource, participants: Participants, cache: Path, *, progre
         if count:
             log.info("%d documents %s", count, what)
     return data
-
-
-@contextmanager
-def _no_library_bars() -> Iterator[None]:
-    """Keeps transformers from drawing a bar for every file it reads or writes, through ours."""
-    from transformers.utils import logging as bars
-
-    was_on = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            bars.enable_progress_bar()
