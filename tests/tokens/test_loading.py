@@ -182,7 +182,7 @@ _JSON = _json_makers()
 # -- what cannot be read -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/no/such/folder", "./missing", "missing", "a/b/c"])
+@pytest.mark.parametrize("path", ["/no/such/folder", "./missing", "missing.json", "a/b/c"])
 def test_a_missing_path_is_named(path: str) -> None:
     with pytest.raises(XTokenError, match=rf"no tokenizer at '{path}': no such file or folder"):
         Vocabulary.from_pretrained(path)
@@ -321,7 +321,7 @@ def test_an_object_that_is_no_fast_tokenizer_is_refused(tokenizer: object) -> No
         Vocabulary.from_tokenizer(tokenizer)
 
 
-@pytest.mark.parametrize("repo", ["nobody-here/no-such-model", "Qwen/Qwen3-0.6B"])
+@pytest.mark.parametrize("repo", ["nobody-here/no-such-model", "Qwen/Qwen3-0.6B", "gpt2"])
 def test_a_hub_id_without_a_network_is_a_clear_error(
     repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 _CONFIG = "tokenizer_config.json"
+# `gpt2` or `owner/name`; what ends like a file was meant as one.
+_HUB_ID = re.compile(r"(?!.*\.(json|model|txt|tiktoken)$)\w[\w.-]*(/[\w.-]+)?")
 _SPECIAL_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -74,7 +77,7 @@ def load_tokenizer(path_or_id: str | Path, *, revision: str | None = None) -> Lo
     if path.is_dir():
         return _load_folder(path, path.name)
     name = str(path_or_id)
-    if name.startswith(("/", ".", "~")) or name.count("/") != 1 or "\\" in name:
+    if not _HUB_ID.fullmatch(name):
         raise XTokenError(f"no tokenizer at {name!r}: no such file or folder")
     return _load_folder(_download(name, revision), name.rpartition("/")[2])
 
