@@ -68,6 +68,11 @@ def test_the_rule(student: tuple[bytes, ...], teacher: tuple[bytes, ...], loss: 
     assert why in report.reason
 
 
+def test_one_tokenizer_is_told() -> None:
+    assert "the loss `same`" in audit(byte_level(*TENS), byte_level(*TENS)).reason
+    assert "the loss `same`" not in audit(byte_level(*TENS), byte_level(*HUNDREDS)).reason
+
+
 def test_the_threshold_lies_between_the_two_cases_above() -> None:
     assert 85 / 90 < THRESHOLD <= 86 / 90
     assert CRITICAL_CLASSES == ("digits-2", "digits-3")

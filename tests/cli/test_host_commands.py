@@ -297,8 +297,8 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path, where: Path) -> None:
 
 def test_align_takes_its_text_from_one_place(where: Path) -> None:
     pair = where / "packing", where / "gemma"
-    assert "either --text or --file" in mistake("align", *pair)
-    assert "either --text or --file" in mistake("align", *pair, "--text", "x", "--file", where / "text.txt")
+    assert "with --text or with --file" in mistake("align", *pair)
+    assert "with --text or with --file" in mistake("align", *pair, "--text", "x", "--file", where / "text.txt")
 
 
 def test_an_unknown_method_is_named_with_the_nearest(where: Path) -> None:
@@ -336,6 +336,13 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     done = Done(*arguments)
     assert (done.code, done.error, done.out) == (2, None, "")
     assert "Traceback" not in done.err
+
+
+def test_project_replaces_nothing_but_a_w(where: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("precious", encoding="utf-8")
+    assert "is no .safetensors file" in mistake("project", where / "packing", where / "gemma", "-o", text)
+    assert text.read_text(encoding="utf-8") == "precious"
 
 
 def test_json_goes_through_any_terminal(where: Path) -> None:

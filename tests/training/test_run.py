@@ -298,7 +298,7 @@ def test_a_name_with_a_slash_may_be_a_folder_or_a_hub_id(monkeypatch: pytest.Mon
         raise XTokenError("the hub does not know it")
 
     monkeypatch.setattr(models.Vocabulary, "from_pretrained", refuse)
-    with pytest.raises(XTokenError, match=r"student: there is no such folder runs/typo, .* hub does not know it"):
+    with pytest.raises(XTokenError, match=r"^student: the hub does not know it$"):
         models.load_model("runs/typo", who="student")
 
 

@@ -57,8 +57,13 @@ def test_a_missing_column_lists_those_there_are(tmp_path: Path, name: str) -> No
         file.write_text(json.dumps({"body": "one", "id": 1}) + "\n")
     else:
         pq.write_table(pa.table({"body": ["one"], "id": [1]}), file)
-    with pytest.raises(XTokenError, match=r"no column 'text'; there are 'body', 'id'.*data\.text_column"):
+    with pytest.raises(XTokenError, match=r"no column 'text'; there are 'body', 'id'.*text_column"):
         list(texts_from_files([file]).read())
+
+
+def test_no_files_are_no_data() -> None:
+    with pytest.raises(XTokenError, match="the list of files is empty"):
+        texts_from_files([])
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def align_command(
     from xtoken.tokens import Vocabulary
 
     if (text is None) == (file is None):
-        raise XTokenError("give the text with either --text or --file")
+        raise XTokenError("give the text with --text or with --file, and not with both")
     content = text if text is not None else read_text(file)  # type: ignore[arg-type]
     student_vocab, teacher_vocab = Vocabulary.from_pretrained(student), Vocabulary.from_pretrained(teacher)
     alignment = align(student_vocab, teacher_vocab, content, method, add_special_tokens=add_special_tokens)

@@ -27,6 +27,8 @@ def project_command(
         raise XTokenError(
             f"{str(output)!r} is a folder: name the file to write, such as {str(output / 'W.safetensors')!r}"
         )
+    if output.exists() and output.suffix != ".safetensors":
+        raise XTokenError(f"{str(output)!r} is there already and is no .safetensors file: choose another name for W")
     student_vocab, teacher_vocab = Vocabulary.from_pretrained(student), Vocabulary.from_pretrained(teacher)
     projection = build_projection(student_vocab, teacher_vocab)
     try:

@@ -112,7 +112,7 @@ def _load_vocabulary(source: str, who: str, revision: str | None) -> Vocabulary:
     except XTokenError as error:
         if Path(source).exists() or isinstance(error, UnsupportedTokenizerError):
             raise
-        raise XTokenError(f"{who}: there is no such folder {source}, and as a hub id it fails too: {error}") from error
+        raise XTokenError(f"{who}: {error}") from error
 
 
 def _load_weights(source: str, who: str, revision: str | None, dtype: str) -> Any:

@@ -268,6 +268,8 @@ def _data(source: TextSource, participants: Participants, cache: Path, *, progre
         progress=progress,
     )
     report = data.report
+    if not report.chunks:
+        log.info("no teachers: the student is trained by cross-entropy alone")
     log.info("%d documents, %d bytes, %d student tokens", report.documents, report.bytes, report.student_tokens)
     for count, what in (
         (report.truncated, "longer than the context were cut, on every side at the same byte"),

@@ -81,6 +81,8 @@ def texts_from_files(
             UTF-8, a line that is not JSON, a column that is not there.
     """
     files = [file for pattern in patterns for file in _files(str(pattern))]
+    if not files:
+        raise XTokenError("there is no data: the list of files is empty")
     kinds = {file.suffix for file in files}
     if text_column is not None and kinds == {".txt"}:
         raise XTokenError(f"text_column {text_column!r} has no effect: the files are all .txt, which have no columns")
@@ -253,4 +255,6 @@ def _text(value: Any, column: str, where: str) -> str:
 
 def _no_column(column: str, columns: Sequence[str], where: str) -> XTokenError:
     there = ", ".join(map(repr, columns)) or "none"
-    return XTokenError(f"{where} has no column {column!r}; there are {there}. Name it with data.text_column.")
+    return XTokenError(
+        f"{where} has no column {column!r}; there are {there}. Name the one that holds the text (text_column)."
+    )
