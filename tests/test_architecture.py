@@ -20,7 +20,7 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 
-# What each part may import of the others; DESIGN, "Imports point one way". Losses and teachers share a level.
+# What each part may import of the others: imports point one way. Losses and teachers share a level.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "tokens": {"errors"},

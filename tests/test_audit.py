@@ -1,4 +1,4 @@
-"""The audit counts what two vocabularies share and says which loss follows; METHOD 7's counts on the real ones."""
+"""The audit counts what two vocabularies share and says which loss follows; the published counts on the real ones."""
 
 from __future__ import annotations
 

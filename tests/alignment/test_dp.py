@@ -30,7 +30,7 @@ def words() -> Vocabulary:
 
 
 def best_score(forms_s: list[bytes | int], forms_t: list[bytes | int]) -> float:
-    """METHOD 3's recursion, cell by cell. A special token is a number and joins nothing."""
+    """The paper's recursion, cell by cell. A special token is a number and joins nothing."""
 
     def joined(run: list[bytes | int]) -> bytes | None:
         parts = [part for part in run if isinstance(part, bytes)]

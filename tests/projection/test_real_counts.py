@@ -1,4 +1,4 @@
-"""METHOD 7's counts on the real Llama-3 and Qwen3 tokenizers."""
+"""Published and measured counts on the real Llama-3 and Qwen3 tokenizers."""
 
 from __future__ import annotations
 

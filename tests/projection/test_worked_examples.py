@@ -1,4 +1,4 @@
-"""METHOD 5's examples, on vocabularies small enough to read: weights, repeated pieces, and rows that stay empty."""
+"""The rules' worked examples, on vocabularies small enough to read: weights, repeated pieces, and rows that stay empty."""
 
 from __future__ import annotations
 
