@@ -65,7 +65,7 @@ def test_a_tab_is_a_tab_in_every_family() -> None:
 
 
 def test_a_space_is_written_in_three_ways_and_a_newline_in_three() -> None:
-    """`Ġ` and `▁` are a space, `Ċ` and `<0x0A>` a newline: METHOD's canonical form."""
+    """`Ġ` and `▁` are a space, `Ċ` and `<0x0A>` a newline: the canonical form."""
     student, teacher = byte_level(" the", "\n\n"), metaspace("▁the")
     projection = build_projection(student, teacher)
     rows, cols, values = projection.to_coo()

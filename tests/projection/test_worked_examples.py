@@ -1,4 +1,4 @@
-"""The rules' worked examples, on vocabularies small enough to read: weights, repeated pieces, and rows that stay empty."""
+"""Worked examples on vocabularies small enough to read: weights, repeated pieces, and rows that stay empty."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_rows(token: bytes, expected: dict[bytes, float]) -> None:
 
 
 def test_the_printed_weights() -> None:
-    """As METHOD prints them: (0.909, 0.091), (0.9009, 0.0901, 0.0090), (0.9000, 0.0900, 0.0090, 0.0009)."""
+    """To three and four places: (0.909, 0.091), (0.9009, 0.0901, 0.0090), (0.9000, 0.0900, 0.0090, 0.0009)."""
     student, teacher = byte_level(b"12", b"123", b"1234"), byte_level()
     assert [round(v, 3) for v in row(student, teacher, b"12").values()] == [0.909, 0.091]
     assert [round(v, 4) for v in row(student, teacher, b"123").values()] == [0.9009, 0.0901, 0.0090]
