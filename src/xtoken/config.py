@@ -47,15 +47,11 @@ def _short_for(key: str, value: Any) -> Any:
     return {key: value} if isinstance(value, str) else value
 
 
-class StudentConfig(_Section):
-    """The model that learns."""
+class _ModelSection(_Section):
+    """A model, however it is used."""
 
     model: str | None = Field(default=None, description="A model folder or a hub id.")
     revision: str | None = Field(default=None, description="The hub revision: a branch, tag or commit.")
-    dtype: Dtype = Field(
-        default="auto",
-        description="Of the weights; auto is float32, which bf16 autocast uses on a GPU without losing updates.",
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -63,17 +59,24 @@ class StudentConfig(_Section):
         return _short_for("model", value)
 
     @model_validator(mode="after")
-    def _revision_needs_a_model(self) -> StudentConfig:
+    def _revision_needs_a_model(self) -> _ModelSection:
         if self.revision is not None and self.model is None:
             raise ValueError("revision has no effect without model")
         return self
 
 
-class TeacherConfig(_Section):
+class StudentConfig(_ModelSection):
+    """The model that learns."""
+
+    dtype: Dtype = Field(
+        default="auto",
+        description="Of the weights; auto is float32, which bf16 autocast uses on a GPU without losing updates.",
+    )
+
+
+class TeacherConfig(_ModelSection):
     """One teacher: a model, the loss it teaches by, and how much it counts."""
 
-    model: str | None = Field(default=None, description="A model folder or a hub id.")
-    revision: str | None = Field(default=None, description="The hub revision: a branch, tag or commit.")
     dtype: Dtype = Field(default="auto", description="Of the weights; auto is bfloat16 on a GPU and float32 on a CPU.")
     name: str | None = Field(default=None, description="Its name in the logs; by default the last part of model.")
     loss: LossName = Field(default="auto", description="auto audits the two tokenizers and picks p-kl, h-kl or same.")
@@ -87,17 +90,6 @@ class TeacherConfig(_Section):
     context_length: Count | None = Field(
         default=None, description="The longest document in this teacher's tokens; by default that of the data."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        return _short_for("model", value)
-
-    @model_validator(mode="after")
-    def _revision_needs_a_model(self) -> TeacherConfig:
-        if self.revision is not None and self.model is None:
-            raise ValueError("revision has no effect without model")
-        return self
 
 
 class DataConfig(_Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from xtoken.errors import XTokenError
-from xtoken.training.files import write_whole
+from xtoken.files import write_whole
 from xtoken.training.output import claim_folder, clear_folder, last_checkpoint
 
 

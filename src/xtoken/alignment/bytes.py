@@ -48,8 +48,7 @@ def _content(vocabulary: Vocabulary, spans: TokenSpans) -> Ints:
 def _is_event(vocabulary: Vocabulary, spans: TokenSpans) -> NDArray[np.bool_]:
     """bool [n]: special tokens of zero width. An unknown token stands for text even where it shares its character."""
     widths = np.diff(spans.ends, prepend=0)
-    unknown = [i for i, role in vocabulary.roles.items() if role is Role.UNK]
-    event: NDArray[np.bool_] = vocabulary.is_special[spans.ids] & (widths == 0) & ~np.isin(spans.ids, unknown)
+    event: NDArray[np.bool_] = vocabulary.is_event[spans.ids] & (widths == 0)
     return event
 
 

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from xtoken.demo.assets import ASSETS
 from xtoken.demo.problems import Problem, problems
+from xtoken.files import write_whole
 
 __all__ = ["METHODS", "Settings", "run_demo"]
 
@@ -92,7 +93,7 @@ def run_demo(out: Path | None = None, settings: Settings | None = None) -> list[
     console.print(_NOTE, soft_wrap=True)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_whole(out / "results.json", json.dumps(results, indent=2) + "\n")
         console.print(f"written to {out / 'results.json'}", soft_wrap=True)
     return results
 

@@ -8,8 +8,6 @@ load for any other pair of tokenizers.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken.errors import FingerprintMismatchError, XTokenError
+from xtoken.files import write_whole
 from xtoken.tokens import Vocabulary
 
 __all__ = ["Projection"]
@@ -127,7 +126,8 @@ class Projection:
             "recipe": json.dumps(self.recipe, sort_keys=True),
         }
         tensors = {"indptr": self.indptr, "cols": self.cols, "values": self.values}
-        _write_atomically(Path(path), save(tensors, metadata=metadata))
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(path), save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path, student: Vocabulary | None = None, teacher: Vocabulary | None = None) -> Projection:
@@ -185,23 +185,3 @@ def _check_pair(
     )
     way_out = "student and teacher are swapped." if swapped else "Build it again with `xtoken project`."
     raise FingerprintMismatchError(f"{str(path)!r} does not belong to this pair: {what}. {way_out}")
-
-
-def _umask() -> int:
-    """What the process takes from the rights of a new file; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o666 & ~_umask())  # a temporary file is its owner's alone
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -132,40 +132,38 @@ def _load_folder(folder: Path, name: str) -> LoadedTokenizer:
 
 
 def _load_file(path: Path, name: str, config: dict[str, Any]) -> LoadedTokenizer:
-    tokenizer = _read_tokenizer(path, config)
-    if path.suffix in (".tiktoken", ".model"):  # a lone file may lie anywhere; one we know has a name of its own
-        recipe = KNOWN_TIKTOKEN.get(hashlib.sha256(path.read_bytes()).hexdigest())
-        name = recipe.name if recipe else name
-    declared = {}
-    for key in _SPECIAL_KEYS:
-        value = config.get(key)
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            declared[key] = value
-    return LoadedTokenizer(tokenizer, name or path.stem, declared)
+    tokenizer, known_name = _read_tokenizer(path, config)
+    declared = {key: content for key in _SPECIAL_KEYS if (content := _content(config.get(key))) is not None}
+    return LoadedTokenizer(tokenizer, known_name or name or path.stem, declared)
 
 
-def _read_tokenizer(path: Path, config: dict[str, Any]) -> Any:
-    """Tells the format by content where a name is shared (`tokenizer.model` is tiktoken's and SentencePiece's)."""
+def _read_tokenizer(path: Path, config: dict[str, Any]) -> tuple[Any, str | None]:
+    """Tells the format by content where a name is shared (`tokenizer.model` is tiktoken's and SentencePiece's).
+
+    Returns:
+        The tokenizer, and its own name where it is a known one: a lone file may lie in any folder.
+    """
     if path.suffix == ".json" and path.name != "vocab.json":
         content = _read_json(path)
         if "vocab" in content and "config" in content:
             try:
-                return _from_tekken(content)
+                return _from_tekken(content), None
             except (KeyError, TypeError, ValueError) as error:
                 raise XTokenError(f"{str(path)!r} is not a readable tekken.json: {error!r}") from None
         if "model" in content:
-            return _from_json(path)
+            return _from_json(path), None
         raise UnsupportedTokenizerError(f"{path.name} is no tokenizer: it holds the keys {sorted(content)[:8]}")
     if path.name == "vocab.json":
-        return _from_gpt2_files(path, path.with_name("merges.txt"), config)
+        return _from_gpt2_files(path, path.with_name("merges.txt"), config), None
     if path.suffix == ".txt":
-        return _from_wordpiece(path, config)
+        return _from_wordpiece(path, config), None
     raw = _read_bytes(path)
     ranks = _tiktoken_ranks(raw)
     if ranks is not None:
-        return _from_tiktoken(ranks, _tiktoken_recipe(raw, path.name), config)
-    return _from_sentencepiece(raw, path.name, config)
+        known = KNOWN_TIKTOKEN.get(hashlib.sha256(raw).hexdigest())
+        recipe = known or _guessed_recipe(path.name)
+        return _from_tiktoken(ranks, recipe, config), known.name if known else None
+    return _from_sentencepiece(raw, path.name, config), None
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -208,16 +206,13 @@ def _tiktoken_ranks(content: bytes) -> dict[bytes, int] | None:
     return ranks or None
 
 
-def _tiktoken_recipe(content: bytes, name: str) -> TiktokenRecipe:
-    recipe = KNOWN_TIKTOKEN.get(hashlib.sha256(content).hexdigest())
-    if recipe is None:
-        warnings.warn(
-            f"{name} is a tiktoken file that xtoken does not know, and such a file does not say how texts are split: "
-            "the pattern of cl100k (GPT-4, Llama-3) is used. Give a tokenizer.json if that is not its own.",
-            stacklevel=2,
-        )
-        recipe = TiktokenRecipe(name, CL100K_PATTERN)
-    return recipe
+def _guessed_recipe(name: str) -> TiktokenRecipe:
+    warnings.warn(
+        f"{name} is a tiktoken file that xtoken does not know, and such a file does not say how texts are split: "
+        "the pattern of cl100k (GPT-4, Llama-3) is used. Give a tokenizer.json if that is not its own.",
+        stacklevel=2,
+    )
+    return TiktokenRecipe(name, CL100K_PATTERN)
 
 
 def _from_tiktoken(ranks: dict[bytes, int], recipe: TiktokenRecipe, config: dict[str, Any]) -> Any:

@@ -163,6 +163,13 @@ class Vocabulary:
         mask[list(self.roles)] = True
         return mask
 
+    @cached_property
+    def is_event(self) -> NDArray[np.bool_]:
+        """bool [V], whether the id is a special token that stands for an event: all but the unknown token."""
+        mask: NDArray[np.bool_] = self.is_special.copy()
+        mask[[i for i, role in self.roles.items() if role is Role.UNK]] = False
+        return mask
+
     def _first(self, role: Role) -> int | None:
         by_name = next((i for i, r in self.roles.items() if r is role), None)
         content = self._declared.get(f"{role.value}_token")

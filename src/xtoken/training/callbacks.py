@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
-from xtoken.training.files import write_whole
+from xtoken.files import write_whole
 
 __all__ = ["CheckpointFiles", "JsonLines", "LossBar", "StopRequest", "stop_on_interrupt"]
 

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from xtoken.alignment import align_spans
 from xtoken.errors import XTokenError
+from xtoken.files import write_whole
 from xtoken.tokens import TokenSpans, Vocabulary
-from xtoken.training.files import write_whole
 from xtoken.training.texts import TextSource, texts_from_list
 
 __all__ = ["DataReport", "Example", "PreparedData", "Side", "TeacherTokens", "prepare", "side_key"]

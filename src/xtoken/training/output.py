@@ -18,8 +18,8 @@ import yaml
 
 from xtoken.config import RunConfig
 from xtoken.errors import XTokenError
+from xtoken.files import write_whole
 from xtoken.training.callbacks import METRICS_FILE
-from xtoken.training.files import write_whole
 
 __all__ = ["check_same_run", "claim_folder", "clear_folder", "describe_run", "last_checkpoint", "save_student"]
 
