@@ -1,0 +1,1 @@
+"""Measured promises: `make bench` runs them all; docs/performance.md explains each."""
