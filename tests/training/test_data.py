@@ -159,7 +159,7 @@ def test_the_cache_gives_the_same_examples_without_aligning(tmp_path: Path, monk
     def fail(*_: Any) -> None:
         raise AssertionError("aligned again")
 
-    monkeypatch.setattr(data_module, "align_spans", fail)
+    monkeypatch.setattr(data_module, "align_spans_batch", fail)
     second = prepared(texts, cache=tmp_path)
     assert (second.key, second.report) == (first.key, first.report)
     for a, b in zip(first.__getitems__(list(range(20))), second.__getitems__(list(range(20))), strict=True):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xtoken.errors import XTokenError
 
-__all__ = ["TokenSpans", "spans_by_lengths", "spans_by_offsets", "utf8"]
+__all__ = ["TokenSpans", "spans_by_offsets", "utf8"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -53,12 +53,14 @@ class TokenSpans:
             prefix: ids put in front (a bos, say).
             suffix: ids put behind (an eos, say).
         """
-        before, after = np.zeros(len(prefix), np.int64), np.full(len(suffix), self.length, np.int64)
-        ids = np.concatenate([np.asarray(prefix, np.int64), self.ids, np.asarray(suffix, np.int64)])
+        first, last = len(prefix), len(prefix) + len(self)
+        ids, ends = np.empty((2, last + len(suffix)), np.int64)
+        ids[:first], ids[first:last], ids[last:] = prefix, self.ids, suffix
+        ends[:first], ends[first:last], ends[last:] = 0, self.ends, self.length
         verbatim = self.verbatim
         if verbatim is not None:
             verbatim = np.concatenate([np.ones(len(prefix), bool), verbatim, np.ones(len(suffix), bool)])
-        return TokenSpans(ids, np.concatenate([before, self.ends, after]), verbatim, self.raw)
+        return TokenSpans(ids, ends, verbatim, self.raw)
 
 
 def utf8(text: str) -> bytes:
@@ -74,20 +76,6 @@ def utf8(text: str) -> bytes:
             f"the text holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}: it is not a "
             "Unicode character and has no bytes. Read the text with errors='replace', or drop the document."
         ) from None
-
-
-def spans_by_lengths(ids: Ints, tokens: Sequence[bytes], lengths: Ints, raw: bytes) -> TokenSpans | None:
-    """The spans of a text whose tokens joined are the text itself; None where they are not.
-
-    Args:
-        ids: int64 [n].
-        tokens: the bytes of every id.
-        lengths: int64 [V], their lengths.
-        raw: the text.
-    """
-    if b"".join([tokens[i] for i in ids.tolist()]) != raw:
-        return None
-    return TokenSpans(ids, np.cumsum(lengths[ids]), None, raw)
 
 
 def spans_by_offsets(

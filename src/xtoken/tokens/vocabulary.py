@@ -28,8 +28,9 @@ from xtoken.tokens.families import (
 )
 from xtoken.tokens.fingerprint import fingerprint
 from xtoken.tokens.hf import LoadedTokenizer, load_tokenizer, tokenizer_of
+from xtoken.tokens.lossless import TokenBytes, lossless_spans
 from xtoken.tokens.roles import Role, role_of
-from xtoken.tokens.spans import TokenSpans, spans_by_lengths, spans_by_offsets, utf8
+from xtoken.tokens.spans import TokenSpans, spans_by_offsets, utf8
 
 __all__ = ["Vocabulary"]
 
@@ -152,9 +153,9 @@ class Vocabulary:
         return fingerprint(self._spec)
 
     @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """int64 [V], the bytes of each token."""
-        return np.array([len(token) for token in self.tokens], np.int64)
+    def token_bytes(self) -> TokenBytes:
+        """`tokens` as arrays, by which whole batches are cut."""
+        return TokenBytes.of(self.tokens)
 
     @cached_property
     def is_special(self) -> NDArray[np.bool_]:
@@ -211,12 +212,12 @@ class Vocabulary:
         """`encode` for many texts at once, on all cores."""
         raws = [utf8(text) for text in texts]
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [self._spans(*row) for row in zip(encodings, texts, raws, strict=True)]
-
-    def _spans(self, encoding: Any, text: str, raw: bytes) -> TokenSpans:
-        ids = np.array(encoding.ids, np.int64)
-        spans = spans_by_lengths(ids, self.tokens, self.lengths, raw)
-        return spans if spans is not None else spans_by_offsets(ids, encoding.offsets, self.tokens, text, raw)
+        ids = [np.array(encoding.ids, np.int64) for encoding in encodings]
+        found = lossless_spans(self.token_bytes, ids, raws)
+        return [
+            spans if spans is not None else spans_by_offsets(ids[n], encodings[n].offsets, self.tokens, texts[n], raw)
+            for n, (spans, raw) in enumerate(zip(found, raws, strict=True))
+        ]
 
     @cached_property
     def _bare(self) -> Any:

@@ -26,7 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from xtoken.alignment import align_spans
+from xtoken.alignment import align_spans_batch
 from xtoken.errors import XTokenError
 from xtoken.files import write_whole
 from xtoken.tokens import TokenSpans, Vocabulary
@@ -217,10 +217,11 @@ class _Plan:
         return [spans.with_specials(vocabulary.prefix_ids, suffix) for spans in vocabulary.encode_batch(texts)]
 
     def examples(self, texts: Sequence[str], report: DataReport) -> Iterator[Example]:
-        all_spans = {name: self.spans(side, texts) for name, side in self.teachers.items()}
-        for i, spans_s in enumerate(self.spans(self.student, texts)):
-            spans_t = {name: spans[i] for name, spans in all_spans.items()}
-            if (example := self.example(spans_s, spans_t, report)) is not None:
+        all_spans = self.spans(self.student, texts)
+        aligned = {name: self.teacher_tokens(side, all_spans, texts) for name, side in self.teachers.items()}
+        for i, spans_s in enumerate(all_spans):
+            teachers = {name: tokens[i] for name, tokens in aligned.items()}
+            if (example := self.example(spans_s, teachers, report)) is not None:
                 yield example
 
     def first_failure(self, texts: Sequence[str]) -> int:
@@ -232,8 +233,7 @@ class _Plan:
                 return place
         raise AssertionError("a batch fails only where one of its documents does")
 
-    def example(self, spans_s: TokenSpans, spans_t: dict[str, TokenSpans], report: DataReport) -> Example | None:
-        teachers = {name: self.teacher_tokens(name, spans_s, spans) for name, spans in spans_t.items()}
+    def example(self, spans_s: TokenSpans, teachers: dict[str, TeacherTokens], report: DataReport) -> Example | None:
         cut: int | None = len(spans_s)
         if is_cut := self.is_too_long(spans_s, teachers):
             cut = _common_cut(
@@ -251,12 +251,12 @@ class _Plan:
         _count(report, example)
         return example
 
-    def teacher_tokens(self, name: str, spans_s: TokenSpans, spans_t: TokenSpans) -> TeacherTokens:
-        teacher, student = self.teachers[name].vocabulary, self.student.vocabulary
+    def teacher_tokens(self, side: Side, spans_s: Sequence[TokenSpans], texts: Sequence[str]) -> list[TeacherTokens]:
+        teacher, student = side.vocabulary, self.student.vocabulary
         if teacher.fingerprint == student.fingerprint:  # one tokenizer: token by token, whatever the aligner
-            return TeacherTokens(spans_s.ids, _one_to_one(len(spans_s)))
-        alignment = align_spans(student, teacher, spans_s, spans_t, self.method)
-        return TeacherTokens(alignment.teacher_ids, alignment.chunks)
+            return [TeacherTokens(spans.ids, _one_to_one(len(spans))) for spans in spans_s]
+        aligned = align_spans_batch(student, teacher, spans_s, self.spans(side, texts), self.method)
+        return [TeacherTokens(alignment.teacher_ids, alignment.chunks) for alignment in aligned]
 
     def is_too_long(self, spans_s: TokenSpans, teachers: dict[str, TeacherTokens]) -> bool:
         fits = [len(teachers[name].ids) <= side.context_length for name, side in self.teachers.items()]
