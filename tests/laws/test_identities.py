@@ -10,7 +10,7 @@ import torch
 
 from xtoken.losses import GOLD, HKL, PKL, ULD, SameTokenizerKL
 from xtoken.projection import Partition, Projection
-from xtoken.teachers import DenseSignal, TopKSignal
+from xtoken.teachers import LogitSignal, TopKSignal
 
 from .cases import LOSSES, MERGES, Case, random_case, same_tokenizer_case, value_and_grad
 
@@ -223,7 +223,7 @@ def test_h_kl_is_gold_on_its_partition() -> None:
 def test_a_signal_reads_the_same_from_any_leading_shape() -> None:
     case = random_case(4)
     flat = replace(case, teacher_logits=case.teacher_logits.flatten(0, 1))
-    for top_k, kind in ((None, DenseSignal), (4, TopKSignal)):
+    for top_k, kind in ((None, LogitSignal), (4, TopKSignal)):
         a, b = case.signal(top_k=top_k), flat.signal(top_k=top_k)
         assert isinstance(a, kind)
         assert torch.equal(a.log_probs, b.log_probs)

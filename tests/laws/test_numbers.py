@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from xtoken.losses import PKL, ChunkIndex
-from xtoken.teachers import DenseSignal, TopKSignal
+from xtoken.teachers import TeacherSignal
 
 from .cases import LOSSES, SAME_TOKENIZER, Case, Loss, random_case, same_tokenizer_case, value_and_grad
 
@@ -170,11 +170,9 @@ def test_no_loss_reads_a_value_back_from_the_device(name: str) -> None:
     assert leaf.grad.shape == leaf.shape
 
 
-def on_meta(signal: DenseSignal | TopKSignal) -> DenseSignal | TopKSignal:
-    if isinstance(signal, DenseSignal):
-        return replace(signal, log_probs=signal.log_probs.to("meta"))
-    fields = {name: getattr(signal, name).to("meta") for name in ("log_probs", "token_ids", "log_tail")}
-    return replace(signal, **fields)
+def on_meta(signal: TeacherSignal) -> TeacherSignal:
+    held = {f.name: getattr(signal, f.name) for f in fields(signal)}
+    return replace(signal, **{name: x.to("meta") for name, x in held.items() if isinstance(x, torch.Tensor)})
 
 
 def test_metrics_carry_no_gradient() -> None:

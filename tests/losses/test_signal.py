@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from xtoken.errors import XTokenError
-from xtoken.teachers import DenseSignal, TopKSignal, signal_from_logits
+from xtoken.teachers import LogitSignal, TopKSignal, signal_from_logits
 
 LOGITS = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
 
 
 def test_dense_is_the_softmax_of_the_tokenizers_columns_at_the_temperature() -> None:
     signal = signal_from_logits(LOGITS, 6, temperature=2.0)
-    assert isinstance(signal, DenseSignal)
+    assert isinstance(signal, LogitSignal)
     assert (signal.vocab_size, signal.temperature) == (6, 2.0)
     torch.testing.assert_close(signal.log_probs, (LOGITS[..., :6].flatten(0, 1) / 2).log_softmax(-1))
 

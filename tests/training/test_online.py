@@ -12,7 +12,7 @@ from training import tiny
 from xtoken.errors import XTokenError
 from xtoken.losses import SameTokenizerKL
 from xtoken.teachers.online import OnlineTeacher
-from xtoken.teachers.signal import DenseSignal
+from xtoken.teachers.signal import LogitSignal
 
 IDS = torch.tensor([[0, 5, 6, 7], [0, 8, 9, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
@@ -27,7 +27,7 @@ def test_a_padded_head_is_cut_before_the_softmax() -> None:
     with torch.no_grad():
         model.lm_head.weight[30:] = 9.0  # padding that would take most of the mass
     signal = teach(model, 30).signal(IDS, MASK)
-    assert isinstance(signal, DenseSignal)
+    assert isinstance(signal, LogitSignal)
     assert signal.log_probs.shape == (8, 30)
     assert torch.allclose(signal.log_probs.exp().sum(-1), torch.ones(8))
 

@@ -1,6 +1,7 @@
 """The losses: tensors in, a sum and a count out."""
 
 from xtoken.losses.blocks import in_blocks
+from xtoken.losses.chunk_loss import ChunkLoss
 from xtoken.losses.combine import (
     dynamic_scale,
     weighted_sum,
@@ -22,6 +23,7 @@ __all__ = [
     "PKL",
     "ULD",
     "ChunkIndex",
+    "ChunkLoss",
     "LossTerm",
     "SameTokenizerKL",
     "cross_entropy",

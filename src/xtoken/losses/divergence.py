@@ -39,18 +39,21 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(p_is_zero, 0, torch.exp(log_p) * (log_p - log_q)).sum(dim=-1)
 
 
-def sorted_l1(p: Tensor, q: Tensor) -> Tensor:
+def sorted_l1(p: Tensor, q: Tensor, ranks: int | None = None) -> tuple[Tensor, Tensor]:
     """sum of |p_(i) - q_(i)|, the i-th largest entries compared; the shorter vector is padded with zeros.
 
     It compares how probability is spread and not where it lies: any permutation of either vector leaves it unchanged.
-    Where the two agree its gradient is 0.
+    Where the two agree its gradient is 0. With `ranks` only so many entries are compared one by one, and the mass of
+    all others as one number.
 
     Args:
         p: [..., V], at least 0.
         q: [..., U], at least 0.
+        ranks: at least 1; None for all.
 
     Returns:
-        [...], in units of probability (no nats).
+        [...], in units of probability (no nats); and by how much the sum over all ranks may exceed it, twice the
+        smaller of the two masses left out (triangle inequality), without gradient.
 
     Source: Boizard et al., "Towards Cross-Tokenizer Distillation", https://arxiv.org/abs/2402.12030, closed form of the
     1-Wasserstein distance under a uniform cost.
@@ -58,4 +61,6 @@ def sorted_l1(p: Tensor, q: Tensor) -> Tensor:
     width = max(p.shape[-1], q.shape[-1])
     ranked = (x.sort(dim=-1, descending=True).values for x in (p, q))
     ranked_p, ranked_q = (nn.functional.pad(x, (0, width - x.shape[-1])) for x in ranked)
-    return (ranked_p - ranked_q).abs().sum(dim=-1)
+    rest_p, rest_q = (x[..., ranks or width :].sum(dim=-1) for x in (ranked_p, ranked_q))
+    gaps = (ranked_p - ranked_q)[..., : ranks or width].abs().sum(dim=-1)
+    return gaps + (rest_p - rest_q).abs(), 2 * torch.minimum(rest_p, rest_q).detach()

@@ -12,12 +12,23 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from xtoken.errors import XTokenError
+from xtoken.losses.chunk_loss import ChunkLoss
 from xtoken.losses.divergence import kl_divergence, sorted_l1
+from xtoken.losses.fast.hybrid import HybridKernel
+from xtoken.losses.fast.kernel import ChunkKernel
+from xtoken.losses.fast.ranked import RANKS, check_ranks
 from xtoken.losses.index import ChunkIndex
-from xtoken.losses.merge import ChunkDistributions, Merge, check_merge, dense_chunks, student_chunks
+from xtoken.losses.merge import (
+    ChunkDistributions,
+    Merge,
+    check_merge,
+    check_whole,
+    student_chunks,
+    teacher_chunks,
+)
 from xtoken.losses.term import LossTerm
 from xtoken.teachers.signal import TeacherSignal
 
@@ -53,26 +64,33 @@ def common_kl(student: ChunkDistributions, teacher: ChunkDistributions, ids_s: T
     return kl_divergence(teacher.log_vectors.index_select(1, ids_t), student.log_vectors.index_select(1, ids_s))
 
 
-def remainder_l1(student: ChunkDistributions, teacher: ChunkDistributions, rest_s: Tensor, rest_t: Tensor) -> Tensor:
-    """L1 distance of the two sorted remainders, the shorter padded with zeros; [K], probability."""
+def remainder_l1(
+    student: ChunkDistributions, teacher: ChunkDistributions, rest_s: Tensor, rest_t: Tensor, ranks: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """L1 distance of the two sorted remainders, the shorter padded with zeros; [K], probability; see `sorted_l1`."""
     remainders = (side.log_vectors.index_select(1, rest).exp() for side, rest in ((student, rest_s), (teacher, rest_t)))
-    return sorted_l1(*remainders)
+    remainder_s, remainder_t = remainders
+    return sorted_l1(remainder_s, remainder_t, ranks)
 
 
-class GOLD(nn.Module):
+class GOLD(ChunkLoss):
     """GOLD: KL over the strict common set plus sorted L1 over the remainders.
 
     The student is read at the signal's temperature tau, and the loss is multiplied by tau^2. The KL part may be
-    negative, and so may the sum: it is no divergence unless the two sides put equal mass on the pairs.
+    negative, and so may the sum: it is no divergence unless the two sides put equal mass on the pairs. It needs a dense
+    signal. Metrics: `common` and `remainder`, the two parts before their weights, tau^2 included; and `rank_error`, how
+    far the total over all ranks may lie above the one over `ranks`.
 
     Args:
         partition: the pairs; only `student_ids`, `teacher_ids` and `shape` are used.
         merge: "chain", "mean" or "first"; see `xtoken.losses.merge`.
         common_weight: weight of the KL.
         remainder_weight: weight of the L1.
+        ranks: how many of the largest entries of the remainders are compared one by one, the mass of the others as one
+            number; None sorts and compares all.
 
     Raises:
-        XTokenError: the pairs are not one-to-one within the shape.
+        XTokenError: the pairs are not one-to-one within the shape; `ranks` is below 1.
 
     Source: "Unlocking On-Policy Distillation for Any Model Family", Hugging Face, October 2025, in the form restated by
     Sreenivas et al., "X-Token", https://arxiv.org/abs/2605.21699.
@@ -89,12 +107,14 @@ class GOLD(nn.Module):
         merge: Merge = "chain",
         common_weight: float = COMMON_WEIGHT,
         remainder_weight: float = REMAINDER_WEIGHT,
+        ranks: int | None = RANKS,
     ) -> None:
         super().__init__()
         check_merge(merge)
+        check_ranks(ranks)
         self.student_vocab_size, self.teacher_vocab_size = partition.shape
         self.merge: Merge = merge
-        self.common_weight, self.remainder_weight = common_weight, remainder_weight
+        self.common_weight, self.remainder_weight, self.ranks = common_weight, remainder_weight, ranks
         for side, ids, size in zip(
             ("student", "teacher"), (partition.student_ids, partition.teacher_ids), partition.shape, strict=True
         ):
@@ -107,28 +127,33 @@ class GOLD(nn.Module):
                 f"{len(self.teacher_ids)} teacher ids."
             )
 
-    def forward(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
-        """The sum over the chunks.
+        partner = torch.zeros(self.student_vocab_size, dtype=torch.int64)
+        partner[self.student_ids] = self.teacher_ids
+        self.register_buffer("partner", partner, persistent=False)
 
-        Args:
-            student_logits: [..., V_S or wider]; leading dimensions are flattened to the rows the index counts.
-            teacher: its dense signal.
-            index: the chunks.
+    def check(self, teacher: TeacherSignal, index: ChunkIndex) -> None:
+        check_whole(teacher, type(self).__name__)
+        super().check(teacher, index)
 
-        Returns:
-            total, count in chunks, and the metrics `common` and `remainder`: the two parts before their weights, tau^2
-            included.
+    def kernel(self) -> ChunkKernel | None:
+        if self.merge == "mean":  # it compares other rows than a chunk's first
+            return None
+        sizes = self.student_vocab_size, self.teacher_vocab_size
+        weights = self.common_weight, self.remainder_weight
+        uses_later_tokens = self.merge == "chain"
+        return HybridKernel(
+            self.partner, self.student_rest, self.teacher_rest, *sizes, uses_later_tokens, *weights, self.ranks
+        )
 
-        Raises:
-            XTokenError: logits or signal do not fit the partition's vocabularies, or the signal is a top-k one.
-        """
+    def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
         tau = teacher.temperature
         chunks_s = student_chunks(student_logits, self.student_vocab_size, index, tau, self.merge)
-        chunks_t = dense_chunks(teacher, self.teacher_vocab_size, index, self.merge, type(self).__name__)
+        chunks_t = teacher_chunks(teacher, self.teacher_vocab_size, index, self.merge)
         common = tau**2 * common_kl(chunks_s, chunks_t, self.student_ids, self.teacher_ids)
-        remainder = tau**2 * remainder_l1(chunks_s, chunks_t, self.student_rest, self.teacher_rest)
+        distance, error = remainder_l1(chunks_s, chunks_t, self.student_rest, self.teacher_rest, self.ranks)
+        remainder, error = tau**2 * distance, self.remainder_weight * tau**2 * error
         values = self.common_weight * common + self.remainder_weight * remainder
-        return LossTerm.of(values, common=common, remainder=remainder)
+        return LossTerm.of(values, common=common, remainder=remainder, rank_error=error)
 
 
 class HKL(GOLD):

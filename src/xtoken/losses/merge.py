@@ -25,7 +25,8 @@ __all__ = [
     "ChunkDistributions",
     "Merge",
     "check_merge",
-    "dense_chunks",
+    "check_teacher",
+    "check_whole",
     "merge_rows",
     "student_chunks",
     "teacher_chunks",
@@ -128,20 +129,21 @@ def student_chunks(
     return merge_rows(log_probs, index.student_tokens, index.student_starts, merge)
 
 
-def dense_chunks(
-    signal: TeacherSignal, vocab_size: int, index: ChunkIndex, merge: Merge, loss: str
-) -> ChunkDistributions:
-    """The teacher's chunks for a loss that needs every probability.
+def check_whole(signal: TeacherSignal, loss: str) -> None:
+    """Refuses a top-k signal for a loss that needs every probability.
+
+    Args:
+        signal: the teacher's.
+        loss: the name of the loss, for the message.
 
     Raises:
-        XTokenError: the signal keeps only the top k, or its vocabulary is of another size.
+        XTokenError: the signal keeps only the top k.
     """
     if isinstance(signal, TopKSignal):
         raise XTokenError(
             f"{loss} compares whole distributions, and this teacher signal keeps the top {signal.token_ids.shape[-1]} "
             f"of {signal.vocab_size} tokens. Give it a dense signal (top_k=None), or use P-KL."
         )
-    return teacher_chunks(signal, vocab_size, index, merge)
 
 
 def teacher_chunks(signal: TeacherSignal, vocab_size: int, index: ChunkIndex, merge: Merge) -> ChunkDistributions:
@@ -158,15 +160,24 @@ def teacher_chunks(signal: TeacherSignal, vocab_size: int, index: ChunkIndex, me
     Raises:
         XTokenError: the signal's vocabulary is of another size, or `mean` is asked of a top-k signal.
     """
+    check_teacher(signal, vocab_size)
+    if isinstance(signal, TopKSignal):
+        return _top_k_chunks(signal, index, merge)
+    log_probs = signal.log_probs_at(index.teacher_rows)
+    return merge_rows(log_probs, index.teacher_tokens, index.teacher_starts, merge, "geometric")
+
+
+def check_teacher(signal: TeacherSignal, vocab_size: int) -> None:
+    """Refuses the signal of another teacher than the loss was built for.
+
+    Raises:
+        XTokenError: its vocabulary is of another size.
+    """
     if signal.vocab_size != vocab_size:
         raise XTokenError(
             f"the teacher signal covers {signal.vocab_size} tokens, but this loss was built for a teacher of "
             f"{vocab_size}. Use the signal of the teacher whose tokenizer the projection or partition was built with."
         )
-    if isinstance(signal, TopKSignal):
-        return _top_k_chunks(signal, index, merge)
-    log_probs = _upcast(signal.log_probs).index_select(0, index.teacher_rows)
-    return merge_rows(log_probs, index.teacher_tokens, index.teacher_starts, merge, "geometric")
 
 
 def _top_k_chunks(signal: TopKSignal, index: ChunkIndex, merge: Merge) -> ChunkDistributions:

@@ -9,19 +9,28 @@ chunks, the same-tokenizer KL.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from xtoken.errors import XTokenError
+from xtoken.losses.chunk_loss import ChunkLoss
 from xtoken.losses.divergence import kl_divergence
+from xtoken.losses.fast.kernel import ChunkKernel
+from xtoken.losses.fast.p_kl import PKLKernel, SplitProjection, split_projection
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.logspace import NEG_INF, log_normalise, log_sum, segment_log_sum
-from xtoken.losses.merge import ChunkDistributions, Merge, check_merge, student_chunks, teacher_chunks
+from xtoken.losses.merge import (
+    ChunkDistributions,
+    Merge,
+    check_merge,
+    student_chunks,
+    teacher_chunks,
+)
 from xtoken.losses.term import LossTerm
 from xtoken.teachers.signal import TeacherSignal, TopKSignal
 
@@ -125,14 +134,16 @@ def _largest(log_probs: Tensor, candidates: Tensor, k: int) -> Tensor:
     return torch.zeros_like(log_probs, dtype=torch.bool).scatter(1, chosen, True) & candidates
 
 
-class PKL(nn.Module):
+class PKL(ChunkLoss):
     """P-KL between a student and a teacher with different tokenizers.
 
     With `first` and `mean`, and on 1:1 chunks with `chain`, it is a divergence: never negative, but for student mass
     that W carries nowhere it is 0 only where that mass is 0. On longer chunks `chain` compares two vectors of different
     sums, and the value may be negative; its gradient is that of the formula all the same.
 
-    The student is read at the signal's temperature tau, and the loss is multiplied by tau^2.
+    The student is read at the signal's temperature tau, and the loss is multiplied by tau^2. A top-k signal is compared
+    on its own tokens at each chunk's first position. The metric `uncovered_mass` is the sum over the chunks of the
+    teacher's mass on tokens that W cannot reach (of a top-k signal, what is seen of it).
 
     Args:
         projection: W; only its `shape` and `to_coo()` are used.
@@ -164,6 +175,8 @@ class PKL(nn.Module):
             )
         self.merge: Merge = merge
         self.teacher_topk = teacher_topk
+        for name, tensor in split_projection(*_coo(projection), projection.shape).tensors().items():
+            self.register_buffer(f"split_{name}", tensor, persistent=False)
         # W lives in its own file, with fingerprints; a model's checkpoint that happens to hold the loss should not
         # repeat it.
         for name, tensor in _tensors(projection).items():
@@ -174,22 +187,14 @@ class PKL(nn.Module):
         """W on the module's device."""
         return ProjectionTensors(self.rows, self.cols, self.values, self.reachable, self.log_lost)
 
-    def forward(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
-        """The sum over the chunks.
+    def kernel(self) -> ChunkKernel | None:
+        if self.merge == "mean" or self.teacher_topk is not None:
+            return None
+        names = [f.name for f in fields(SplitProjection)]
+        split = SplitProjection(**{name: getattr(self, f"split_{name}") for name in names})
+        return PKLKernel(split, self.student_vocab_size, self.teacher_vocab_size, self.merge == "chain")
 
-        Args:
-            student_logits: [..., V_S or wider]; leading dimensions are flattened to the rows the index counts.
-            teacher: its signal, dense or top-k. A top-k signal is compared on its own tokens at each chunk's first
-                position.
-            index: the chunks.
-
-        Returns:
-            total in nats, count in chunks, and the metric `uncovered_mass`: the sum over the chunks of the teacher's
-            mass on tokens that W cannot reach (of a top-k signal, what is seen of it).
-
-        Raises:
-            XTokenError: logits or signal do not fit the vocabularies of W.
-        """
+    def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
         tau = teacher.temperature
         chunks_s = student_chunks(student_logits, self.student_vocab_size, index, tau, self.merge)
         chunks_t = teacher_chunks(teacher, self.teacher_vocab_size, index, self.merge)
@@ -204,26 +209,33 @@ class PKL(nn.Module):
         return candidates if self.teacher_topk is None else _largest(log_probs, candidates, self.teacher_topk)
 
 
-def _tensors(projection: ProjectionLike) -> dict[str, Tensor]:
-    """The buffers of W; entries of weight 0 are no entries.
+def _coo(projection: ProjectionLike) -> tuple[Array, Array, Array]:
+    """Entries of W but those of weight 0, which are no entries.
 
     Raises:
         XTokenError: an entry is negative or outside the shape, or a row sums to more than 1.
     """
     size_s, size_t = projection.shape
-    rows, cols, values = (torch.from_numpy(np.array(array)) for array in projection.to_coo())
-    rows, cols, values = rows.long(), cols.long(), values.to(torch.promote_types(values.dtype, torch.float32))
+    rows, cols, values = (np.asarray(array) for array in projection.to_coo())
     inside = ((rows >= 0) & (rows < size_s) & (cols >= 0) & (cols < size_t)).all()
     if not inside or (values < 0).any():
         raise XTokenError(
             f"a projection has entries of at least 0 within its shape {size_s} x {size_t}; this one has others."
         )
-    rows, cols, values = rows[values > 0], cols[values > 0], values[values > 0]
-    lost = 1 - torch.zeros(size_s, dtype=torch.float64).index_add(0, rows, values.double())
-    if (lost < -_ROW_SUM_TOLERANCE).any():
+    sums = np.bincount(rows, weights=values, minlength=size_s)
+    if (sums > 1 + _ROW_SUM_TOLERANCE).any():
         raise XTokenError(
-            f"row {int(lost.argmin())} of the projection sums to {1 - lost.min():.6g}; at most 1 can be carried."
+            f"row {int(sums.argmax())} of the projection sums to {sums.max():.6g}; at most 1 can be carried."
         )
+    return rows[values > 0], cols[values > 0], values[values > 0]
+
+
+def _tensors(projection: ProjectionLike) -> dict[str, Tensor]:
+    """The buffers of W for the reference."""
+    size_s, size_t = projection.shape
+    rows, cols, values = (torch.from_numpy(np.array(array)) for array in _coo(projection))
+    rows, cols, values = rows.long(), cols.long(), values.to(torch.promote_types(values.dtype, torch.float32))
+    lost = 1 - torch.zeros(size_s, dtype=torch.float64).index_add(0, rows, values.double())
     log_lost = torch.where(lost > _ROW_SUM_TOLERANCE, lost, 0).log().to(values.dtype)
     reachable = torch.zeros(size_t, dtype=torch.bool)
     reachable[cols] = True

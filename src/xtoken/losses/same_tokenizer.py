@@ -6,10 +6,13 @@ Law: it is the expected difference of log-likelihood, so 0 only where the two di
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xtoken.errors import XTokenError
+from xtoken.losses.chunk_loss import ChunkLoss
 from xtoken.losses.divergence import kl_divergence
+from xtoken.losses.fast.kernel import ChunkKernel
+from xtoken.losses.fast.same import SameTokenizerKernel
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.logspace import log_normalise
 from xtoken.losses.merge import student_chunks, teacher_chunks
@@ -19,11 +22,11 @@ from xtoken.teachers.signal import TeacherSignal, TopKSignal
 __all__ = ["SameTokenizerKL"]
 
 
-class SameTokenizerKL(nn.Module):
+class SameTokenizerKL(ChunkLoss):
     """KL( p_T || p_S ) of each token, over one vocabulary.
 
-    With a top-k signal both sides are renormalised among the teacher's k tokens. The student is read at the signal's
-    temperature tau, and the loss is multiplied by tau^2.
+    Every chunk is one token to one token; another is an error. With a top-k signal both sides are renormalised among
+    the teacher's k tokens. The student is read at the signal's temperature tau, and the loss is multiplied by tau^2.
 
     Args:
         vocab_size: V, of both.
@@ -31,26 +34,19 @@ class SameTokenizerKL(nn.Module):
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
+        self.student_vocab_size = self.teacher_vocab_size = vocab_size
 
-    def forward(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
-        """The sum over the tokens.
-
-        Args:
-            student_logits: [..., V or wider]; leading dimensions are flattened to the rows the index counts.
-            teacher: its signal, dense or top-k.
-            index: the chunks, one token to one token.
-
-        Returns:
-            total in nats, count in tokens, no metrics.
-
-        Raises:
-            XTokenError: a chunk holds more than one token, or logits or signal do not fit the vocabulary.
-        """
+    def check(self, teacher: TeacherSignal, index: ChunkIndex) -> None:
         _check_one_to_one(index)
+        super().check(teacher, index)
+
+    def kernel(self) -> ChunkKernel | None:
+        return SameTokenizerKernel(self.student_vocab_size, self.teacher_vocab_size)
+
+    def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
         tau = teacher.temperature
-        log_q = student_chunks(student_logits, self.vocab_size, index, tau, "first").log_probs
-        log_p = teacher_chunks(teacher, self.vocab_size, index, "first").log_probs
+        log_q = student_chunks(student_logits, self.student_vocab_size, index, tau, "first").log_probs
+        log_p = teacher_chunks(teacher, self.teacher_vocab_size, index, "first").log_probs
         if isinstance(teacher, TopKSignal):
             log_p, log_q = log_normalise(log_p), log_normalise(torch.where(log_p.isneginf(), log_p, log_q))
         return LossTerm.of(tau**2 * kl_divergence(log_p, log_q))

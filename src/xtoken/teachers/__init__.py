@@ -1,7 +1,10 @@
 """What the losses know of a teacher."""
 
+from xtoken.teachers.head import Head
 from xtoken.teachers.signal import (
     DenseSignal,
+    HeadSignal,
+    LogitSignal,
     TeacherSignal,
     TopKSignal,
     signal_from_logits,
@@ -9,6 +12,9 @@ from xtoken.teachers.signal import (
 
 __all__ = [
     "DenseSignal",
+    "Head",
+    "HeadSignal",
+    "LogitSignal",
     "TeacherSignal",
     "TopKSignal",
     "signal_from_logits",

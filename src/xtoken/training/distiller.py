@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from xtoken.errors import XTokenError
-from xtoken.losses import ChunkIndex, LossTerm, cross_entropy, dynamic_scale, in_blocks, weighted_sum
+from xtoken.losses import ChunkIndex, ChunkLoss, LossTerm, cross_entropy, dynamic_scale, in_blocks, weighted_sum
 from xtoken.teachers.online import OnlineTeacher
 
 __all__ = ["Counts", "Distiller", "Terms"]
@@ -126,7 +127,8 @@ def _teach(teacher: OnlineTeacher, student_logits: Tensor, batch: Mapping[str, A
     side = batch["teachers"][teacher.side]
     index = ChunkIndex.from_tensors(side["index"])
     signal = teacher.signal(side["input_ids"], side["attention_mask"])
-    term = in_blocks(teacher.loss, student_logits, signal, index)
+    is_own = isinstance(teacher.loss, ChunkLoss)  # walks in blocks by itself
+    term = (teacher.loss if is_own else partial(in_blocks, teacher.loss))(student_logits, signal, index)
     return LossTerm(term.total, term.count, {**term.metrics, DROPPED: index.dropped})
 
 

@@ -1,0 +1,71 @@
+"""`ChunkLoss`: what the losses over chunks have in common, and which of a loss's two versions runs.
+
+Each is written twice: `reference`, differentiable operations over whole matrices, easy to read and large; and a kernel
+with its gradient by hand, which the walkers run over blocks. The kernel runs wherever there is one for the call; the
+reference, a block of chunks at a time, everywhere else. Law: the two are equal, in value, gradient and metrics.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from xtoken.losses.blocks import in_blocks
+from xtoken.losses.fast.kernel import ChunkKernel
+from xtoken.losses.fast.walk import from_logits
+from xtoken.losses.index import ChunkIndex
+from xtoken.losses.merge import check_teacher
+from xtoken.losses.term import LossTerm
+from xtoken.teachers.signal import TeacherSignal, TopKSignal, check_logits
+
+__all__ = ["ChunkLoss"]
+
+
+class ChunkLoss(nn.Module, ABC):
+    """A sum over chunks, to be called as `loss(student_logits, teacher, index)`.
+
+    Attributes:
+        student_vocab_size, teacher_vocab_size: V_S and V_T.
+    """
+
+    student_vocab_size: int
+    teacher_vocab_size: int
+
+    @abstractmethod
+    def kernel(self) -> ChunkKernel | None:
+        """The fast version, for signals of whole distributions; None where there is only the reference."""
+
+    @abstractmethod
+    def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
+        """The loss by plain differentiable operations over whole [tokens, vocabulary] matrices."""
+
+    def check(self, teacher: TeacherSignal, index: ChunkIndex) -> None:
+        """Refuses what the loss cannot be computed from.
+
+        Raises:
+            XTokenError: the signal is of another vocabulary.
+        """
+        check_teacher(teacher, self.teacher_vocab_size)
+
+    def forward(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
+        """The sum over the chunks, differentiable once.
+
+        Args:
+            student_logits: [..., V_S or wider], in any floating type; leading dimensions are flattened to the rows the
+                index counts.
+            teacher: its signal.
+            index: the chunks.
+
+        Returns:
+            total, count in chunks, and the metrics the class names, summed over the chunks.
+
+        Raises:
+            XTokenError: logits or signal do not fit the vocabularies, or the loss cannot use such a signal.
+        """
+        check_logits(student_logits, self.student_vocab_size, teacher.temperature, "student")
+        self.check(teacher, index)
+        kernel = self.kernel()
+        if kernel is None or isinstance(teacher, TopKSignal) or not index.n_chunks:
+            return in_blocks(self.reference, student_logits, teacher, index)
+        return from_logits(kernel, student_logits, teacher, index)
