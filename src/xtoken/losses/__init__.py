@@ -7,6 +7,12 @@ from xtoken.losses.combine import (
     weighted_sum,
 )
 from xtoken.losses.cross_entropy import cross_entropy
+from xtoken.losses.fast.hidden import (
+    HiddenLosses,
+    Lesson,
+    Multipliers,
+    losses_from_hidden,
+)
 from xtoken.losses.hybrid import (
     GOLD,
     HKL,
@@ -24,10 +30,14 @@ __all__ = [
     "ULD",
     "ChunkIndex",
     "ChunkLoss",
+    "HiddenLosses",
+    "Lesson",
     "LossTerm",
+    "Multipliers",
     "SameTokenizerKL",
     "cross_entropy",
     "dynamic_scale",
     "in_blocks",
+    "losses_from_hidden",
     "weighted_sum",
 ]

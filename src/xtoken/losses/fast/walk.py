@@ -113,7 +113,8 @@ def _later_gradient(
     entries, chunk = later_entries(index.student_starts, len(index.student_rows))
     rows, tokens, weight = index.student_rows[entries], index.student_tokens[entries], on_factor[chunk].unsqueeze(1)
     for part in blocks(len(entries), size):
-        probs = torch.softmax(read_logits(student, rows[part], scratch, "later"), -1)
+        logits = read_logits(student, rows[part], scratch, "later")
+        probs = torch.softmax(logits, -1, out=scratch.take("later probs", *logits.shape))
         probs.mul_(-weight[part]).scatter_add_(1, tokens[part].unsqueeze(1), weight[part])
         _write(gradient, rows[part], probs, student.temperature)
 
@@ -191,7 +192,8 @@ def chain_factors(
         if kernel.uses_later_tokens:
             entries, chunk = later_entries(starts, len(rows))
             for part in blocks(len(entries), size):
-                log_probs = torch.log_softmax(read_logits(signal, rows[entries[part]], scratch, "later"), -1)
+                logits = read_logits(signal, rows[entries[part]], scratch, "later")
+                log_probs = torch.log_softmax(logits, -1, out=scratch.take("later log_probs", *logits.shape))
                 factor.index_add_(0, chunk[part], log_probs.gather(1, tokens[entries[part]].unsqueeze(1)).squeeze(1))
         factors.append(factor)
     return factors[0], factors[1]

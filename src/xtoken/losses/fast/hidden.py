@@ -1,0 +1,408 @@
+"""From hidden states to losses: neither model's logits are ever held whole, and cross-entropy comes in the same pass.
+
+At 4,096 tokens and vocabularies of 128k and 152k the logits of both models, their gradient and a few copies take over
+11 GB, while the hidden states they are made of take 70 MB. So a head is run on a few hundred rows at a time. On such a
+block, with D = d loss / d logits summed over cross-entropy and all teachers,
+
+    d hidden = (D * cap') W,      d W = sum over blocks of (D * cap')^T hidden,      cap' = 1 - (logits / softcap)^2,
+
+and D is dropped with the block. The gradient is made on the way forward, so what each term is multiplied by must be
+known then. Where that depends on the terms themselves (dynamic scaling), a pass for the values goes first; the second
+begins with the block that the first one ended with, so that a batch of one block pays no product twice, and a large one
+the forward products.
+
+Within a block the rows are walked a few at a time, as many as fit the caches. Chunks are met in the order of their first
+row; how many fall in each step is read from the device, once a call. Memory beyond inputs and gradients: two blocks of
+student logits, one of a teacher's, and the steps' buffers. Differentiable once, and one backward: the gradient is
+handed out and not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from xtoken.errors import XTokenError
+from xtoken.losses.cross_entropy import IGNORED_LABEL
+from xtoken.losses.fast.kernel import ChunkKernel, Rows, Scratch
+from xtoken.losses.fast.walk import (
+    add_sums,
+    block_rows,
+    chain_factors,
+    compute_dtype,
+    later_entries,
+    read_logits,
+    read_rows,
+)
+from xtoken.losses.index import ChunkIndex
+from xtoken.losses.term import LossTerm
+from xtoken.teachers.head import Head
+from xtoken.teachers.signal import HeadSignal, LogitSignal, WholeSignal
+
+__all__ = ["HiddenLosses", "Lesson", "Multipliers", "losses_from_hidden"]
+
+# Numbers in the blocks of logits together: 3 * 2**25 float32 are 403 MB. Larger blocks pass over the head's weight and
+# its gradient less often; from here on the time falls by less than 1 % (measured at hidden 2,048).
+_HEAD_ELEMENTS = 3 * 2**25
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one teacher says of a batch.
+
+    Attributes:
+        kernel: the loss.
+        teacher: its signal.
+        index: the chunks; no row of the student's stands in it twice.
+    """
+
+    kernel: ChunkKernel
+    teacher: WholeSignal
+    index: ChunkIndex
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """What the totals are multiplied by in the loss, divisions by counts included.
+
+    Attributes:
+        cross_entropy: scalar, without gradient.
+        lessons: scalars, one a lesson.
+    """
+
+    cross_entropy: Tensor
+    lessons: Sequence[Tensor]
+
+
+Weigh = Callable[[LossTerm, Sequence[LossTerm]], Multipliers]
+
+
+@dataclass(frozen=True)
+class HiddenLosses:
+    """The loss, and the raw terms it was made of.
+
+    Attributes:
+        loss: scalar with gradient, the sum of the totals times their multipliers.
+        cross_entropy: without gradient; nats and tokens.
+        lessons: without gradient, one a lesson.
+    """
+
+    loss: Tensor
+    cross_entropy: LossTerm
+    lessons: list[LossTerm]
+
+
+def losses_from_hidden(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    vocab_size: int,
+    lessons: Sequence[Lesson],
+    multipliers: Multipliers | Weigh,
+) -> HiddenLosses:
+    """Cross-entropy and any number of lessons from the student's hidden states.
+
+    Args:
+        hidden: [..., H], what the student's head is given; leading dimensions are flattened to the rows that `targets`
+            and the indices count.
+        head: the student's.
+        targets: int64 [R], the token that each row predicts, -100 where there is none to learn.
+        vocab_size: V_S, the student's tokenizer's size, at most the head's.
+        lessons: the teachers' parts.
+        multipliers: of the totals; or a function of the terms, which costs a pass for their values.
+
+    Raises:
+        XTokenError: shapes do not fit.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if targets.shape != flat.shape[:1]:
+        raise XTokenError(f"{len(flat)} rows of hidden states need as many targets, not {tuple(targets.shape)}.")
+    if head.weight.shape[0] < vocab_size:
+        raise XTokenError(f"the head has {head.weight.shape[0]} rows, but its tokenizer has {vocab_size} tokens.")
+    found: list[LossTerm] = []
+    loss = _FromHidden.apply(
+        flat, head.weight, head.bias, head.softcap, targets, vocab_size, lessons, multipliers, found
+    )
+    return HiddenLosses(loss, found[0], found[1:])
+
+
+class _FromHidden(torch.autograd.Function):
+    """The loss with its gradient by hidden states, weight and bias; see the module."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float | None,
+        targets: Tensor,
+        vocab_size: int,
+        lessons: Sequence[Lesson],
+        multipliers: Multipliers | Weigh,
+        found: list[LossTerm],
+    ) -> Tensor:
+        device, master = hidden.device.type, weight.dtype
+        if torch.is_autocast_enabled(device):
+            hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
+        needs = ctx.needs_input_grad[:3]
+        with torch.autocast(device, enabled=False):
+            walk = _HiddenWalk(hidden, Head(weight, bias, softcap), targets, vocab_size, lessons)
+            if callable(multipliers):
+                walk.run(None, None)
+                multipliers = multipliers(walk.terms[0], walk.terms[1:])
+            gradients = _Gradients.zeros(hidden, weight, bias, needs) if any(needs) else None
+            walk.run(multipliers, gradients)
+        found.extend(walk.terms)
+        ctx.gradients = None if gradients is None else gradients.tensors(master)
+        weights = [multipliers.cross_entropy, *multipliers.lessons]
+        return torch.stack([m * term.total for m, term in zip(weights, walk.terms, strict=True)]).sum()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError(
+                "the losses from hidden states hand out their gradient at the first backward and keep no copy (the "
+                "head's alone may be a gigabyte): call the function again for a second one."
+            )
+        scaled = [None if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients]
+        return (*scaled, None, None, None, None, None, None)
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """By hidden states, weight and bias, where asked for; the last two are summed in at least float32."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def zeros(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> _Gradients:
+        wide = compute_dtype(weight.dtype)
+        return cls(
+            torch.zeros_like(hidden) if needs[0] else None,
+            torch.zeros_like(weight, dtype=wide) if needs[1] else None,
+            torch.zeros_like(bias, dtype=wide) if needs[2] and bias is not None else None,
+        )
+
+    def add(self, rows: Tensor, hidden: Tensor, weight: Tensor, by_logits: Tensor) -> None:
+        """A block's part.
+
+        Args:
+            rows: int64 [n], where the block's rows lie.
+            hidden: [n, H], them.
+            weight: [V, H].
+            by_logits: [n, V], D * cap'.
+        """
+        width = by_logits.shape[1]
+        if self.bias is not None:
+            self.bias[:width] += by_logits.sum(dim=0)
+        by_logits = by_logits.to(weight.dtype)
+        if self.hidden is not None:
+            self.hidden.index_copy_(0, rows, by_logits @ weight)
+        if self.weight is not None and self.weight.dtype == weight.dtype:
+            self.weight[:width].addmm_(by_logits.t(), hidden)
+        elif self.weight is not None:  # a half-precision product is added in float32, some rows of W at a time
+            for part, columns in zip(self.weight[:width].split(_SLICE), by_logits.split(_SLICE, dim=1), strict=True):
+                part += columns.t() @ hidden
+
+    def tensors(self, master: torch.dtype) -> list[Tensor | None]:
+        """In the types of the parameters; `master` is that of weight and bias."""
+        return [self.hidden, *(None if g is None else g.to(master) for g in (self.weight, self.bias))]
+
+
+# Rows of W whose half-precision gradient product is held at a time.
+_SLICE = 2**14
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A lesson's chunks and later tokens in the order of their rows, with the steps they fall in.
+
+    Attributes:
+        chunks: int64 [K], the chunks by first row.
+        first: int64 [K], the place among the walked rows of each one's first row.
+        teacher_rows: int64 [K], the teacher's first row of each.
+        later: int64 [N - K], the place among the walked rows of each later token, rising.
+        later_chunk, later_tokens: int64 [N - K], its chunk and the token.
+        first_bounds, later_bounds: for each step, where its chunks and later tokens begin; one more for the end.
+    """
+
+    chunks: Tensor
+    first: Tensor
+    teacher_rows: Tensor
+    later: Tensor
+    later_chunk: Tensor
+    later_tokens: Tensor
+    first_bounds: list[int]
+    later_bounds: list[int]
+
+
+def _order(index: ChunkIndex, place: Tensor, edges: Tensor, kernel: ChunkKernel) -> _Order:
+    """Sorts a lesson's chunks; `place` [R] says where each row stands among the walked ones."""
+    first = place[index.student_rows[index.student_starts[:-1]]]
+    first, chunks = first.sort(stable=True)
+    entries, chunk = later_entries(index.student_starts, len(index.student_rows))
+    if not kernel.uses_later_tokens:
+        entries, chunk = entries[:0], chunk[:0]
+    later, by_row = place[index.student_rows[entries]].sort(stable=True)
+    bounds = torch.stack([torch.searchsorted(first, edges), torch.searchsorted(later, edges)]).tolist()
+    teacher_rows = index.teacher_rows[index.teacher_starts[:-1]][chunks]
+    return _Order(
+        chunks, first, teacher_rows, later, chunk[by_row], index.student_tokens[entries][by_row], bounds[0], bounds[1]
+    )
+
+
+class _HiddenWalk:
+    """The walk over one batch: once for the values, or for values and gradients, or both in turn."""
+
+    def __init__(self, hidden: Tensor, head: Head, targets: Tensor, vocab_size: int, lessons: Sequence[Lesson]) -> None:
+        self.hidden, self.head, self.targets, self.vocab_size = hidden, head, targets, vocab_size
+        self.lessons = lessons
+        walked = targets != IGNORED_LABEL
+        for lesson in lessons:
+            walked[lesson.index.student_rows] = True
+        self.rows = walked.nonzero().squeeze(1)
+        widths = [lesson.teacher.vocab_size for lesson in lessons if isinstance(lesson.teacher, HeadSignal)]
+        self.step = block_rows(hidden.device, max([vocab_size, *(lesson.teacher.vocab_size for lesson in lessons)]))
+        self.block = max(1, _HEAD_ELEMENTS // (2 * vocab_size + max(widths, default=0)) // self.step) * self.step
+        edges = torch.arange(0, len(self.rows) + self.step, self.step, device=hidden.device).clamp(max=len(self.rows))
+        place = walked.cumsum(0) - 1
+        self.edges = [*range(0, len(self.rows), self.step), len(self.rows)]
+        self.orders = [_order(lesson.index, place, edges, lesson.kernel) for lesson in lessons]
+        dtype = compute_dtype(hidden.dtype, *(lesson.teacher.dtype for lesson in lessons))
+        self.scratch, self.wide = Scratch(hidden.device, dtype), Scratch(hidden.device, dtype)
+        self.held: dict[str, int] = {}
+        student = HeadSignal(hidden, head, vocab_size)
+        self.factors = [self._factors(lesson, student) for lesson in lessons]
+        self.on_factor = [torch.zeros_like(log_s) for log_s, _ in self.factors]
+        self.terms: list[LossTerm] = []
+
+    def _factors(self, lesson: Lesson, student: HeadSignal) -> tuple[Tensor, Tensor]:
+        tau = lesson.teacher.temperature
+        at_tau = HeadSignal(student.hidden, student.head, student.vocab_size, tau)
+        buffers = Scratch(self.scratch.device, self.scratch.dtype)  # of their own: those of the walk are still to come
+        return chain_factors(lesson.kernel, at_tau, lesson.teacher, lesson.index, buffers, self.block)
+
+    def run(self, multipliers: Multipliers | None, gradients: _Gradients | None) -> None:
+        """Walks all rows, last block first where a walk has gone before; leaves the terms in `terms`."""
+        sums: list[dict[str, Tensor]] = [{} for _ in range(1 + len(self.lessons))]
+        begins = range(0, len(self.rows), self.block)
+        for begin in reversed(begins) if self.held else begins:
+            self._block(begin, sums, multipliers, gradients)
+        counts = [(self.targets != IGNORED_LABEL).sum()]
+        counts += [torch.full_like(counts[0], lesson.index.n_chunks) for lesson in self.lessons]
+        zero = torch.zeros((), dtype=self.scratch.dtype, device=self.hidden.device)
+        self.terms = [LossTerm(s.pop("total", zero), n, s) for s, n in zip(sums, counts, strict=True)]
+
+    def _block(
+        self,
+        begin: int,
+        sums: list[dict[str, Tensor]],
+        multipliers: Multipliers | None,
+        gradients: _Gradients | None,
+    ) -> None:
+        rows = self.rows[begin : begin + self.block]
+        hidden = self.hidden.index_select(0, rows)
+        logits = self.wide.take("logits", len(rows), self.vocab_size)
+        if self._is_new("student", begin):
+            self.head.logits(hidden, self.vocab_size, logits)
+        by_logits = self.wide.take("gradient", len(rows), self.vocab_size) if gradients is not None else None
+        steps = range(begin // self.step, -(-(begin + len(rows)) // self.step))
+        for step in steps:
+            at = slice(self.edges[step] - begin, self.edges[step + 1] - begin)
+            part = None if by_logits is None else by_logits[at]
+            scale = None if multipliers is None else multipliers.cross_entropy
+            add_sums(sums[0], {"total": self._cross_entropy(logits[at], self.targets[rows[at]], part, scale)})
+        for number in range(len(self.lessons)):
+            teacher = self._teacher_block(number, begin, steps)
+            for step in steps:
+                scale = None if multipliers is None else multipliers.lessons[number]
+                add_sums(sums[1 + number], self._lesson(number, step, begin, teacher, logits, by_logits, scale))
+                if by_logits is not None and scale is not None:
+                    self._later(number, step, begin, logits, by_logits, scale)
+        if by_logits is not None and gradients is not None:
+            if self.head.softcap is not None:
+                by_logits.mul_(logits.div_(self.head.softcap).square_().neg_().add_(1))
+                self.held.clear()
+            gradients.add(rows, hidden, self.head.weight[: self.vocab_size], by_logits)
+
+    def _is_new(self, what: str, begin: int) -> bool:
+        """Whether a buffer holds something else than this block's logits; afterwards it holds them."""
+        was = self.held.get(what)
+        self.held[what] = begin
+        return was != begin
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor, by_logits: Tensor | None, scale: Tensor | None) -> Tensor:
+        """The sum of -log p(target); `by_logits` becomes scale * (p - onehot), and 0 where there is no target."""
+        counts = targets != IGNORED_LABEL
+        labels = torch.where(counts, targets, 0).unsqueeze(1)
+        log_probs = torch.log_softmax(logits, -1, out=self.scratch.take("student log_probs", *logits.shape))
+        total = -torch.where(counts, log_probs.gather(1, labels).squeeze(1), 0).sum()
+        if by_logits is not None:
+            weight = (counts.to(total.dtype) * scale).unsqueeze(1)
+            torch.softmax(logits, -1, out=by_logits).mul_(weight).scatter_add_(1, labels, -weight)
+        return total
+
+    def _teacher_block(self, number: int, begin: int, steps: range) -> tuple[WholeSignal, int]:
+        """A signal to read the teacher's first rows from, and the chunk that its row 0 stands for (-1: by row)."""
+        lesson, order = self.lessons[number], self.orders[number]
+        if not isinstance(lesson.teacher, HeadSignal):
+            return lesson.teacher, -1
+        first, last = order.first_bounds[steps.start], order.first_bounds[steps.stop]
+        logits = self.wide.take("teacher", last - first, lesson.teacher.vocab_size)
+        if self._is_new("teacher", begin * len(self.lessons) + number):
+            lesson.teacher.read(order.teacher_rows[first:last], logits)
+        return LogitSignal(logits, lesson.teacher.vocab_size), first
+
+    def _lesson(
+        self,
+        number: int,
+        step: int,
+        begin: int,
+        teacher: tuple[WholeSignal, int],
+        logits: Tensor,
+        by_logits: Tensor | None,
+        scale: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """A step's chunks of a lesson: sums of its terms; their part of the gradient is added to `by_logits`."""
+        lesson, order, tau = self.lessons[number], self.orders[number], self.lessons[number].teacher.temperature
+        a, b = order.first_bounds[step : step + 2]
+        if a == b:
+            return {}
+        source, origin = teacher
+        rows_t = order.teacher_rows[a:b] if origin < 0 else torch.arange(a - origin, b - origin, device=logits.device)
+        chunks, rows_s = order.chunks[a:b], order.first[a:b] - begin
+        log_s, log_t = (factor[chunks] for factor in self.factors[number])
+        side_s = Rows(*read_rows(LogitSignal(logits, self.vocab_size, tau), rows_s, self.scratch, "student"), log_s)
+        side_t = Rows(*read_rows(source, rows_t, self.scratch, "teacher"), log_t)
+        found = lesson.kernel(side_s, side_t, self.scratch, by_logits is not None)
+        self.on_factor[number][chunks] = found.on_factor
+        if by_logits is not None and scale is not None and found.direct is not None:
+            direct = found.direct.addcmul_(side_s.probs, found.on_probs.unsqueeze(1))
+            by_logits.index_add_(0, rows_s, direct.mul_(tau * scale))
+        return found.sums(tau)
+
+    def _later(self, number: int, step: int, begin: int, logits: Tensor, by_logits: Tensor, scale: Tensor) -> None:
+        """The later tokens among a step's rows.
+
+        Their chunks' first rows lie before them: in this step, in an earlier one, or in the walk for the values, which
+        has left the same factors.
+        """
+        order, tau = self.orders[number], self.lessons[number].teacher.temperature
+        a, b = order.later_bounds[step : step + 2]
+        if a == b:
+            return
+        rows = order.later[a:b] - begin
+        probs = torch.softmax(read_logits(LogitSignal(logits, self.vocab_size, tau), rows, self.scratch, "student"), -1)
+        weight = (self.on_factor[number][order.later_chunk[a:b]] * tau * scale).unsqueeze(1)
+        probs.mul_(-weight).scatter_add_(1, order.later_tokens[a:b].unsqueeze(1), weight)
+        by_logits.index_add_(0, rows, probs)
