@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ from small_tokenizers import CORPUS, SMALL, small
 from xtoken.alignment import align_spans_batch, batch
 from xtoken.alignment.bytes import byte_chunks
 from xtoken.errors import XTokenError
-from xtoken.tokens import TokenSpans, Vocabulary
+from xtoken.tokens import TokenSpans, Vocabulary, lossless
+from xtoken.tokens.blocks import blocks
 
 PAIRS = list(product(SMALL, SMALL))
 REPETITIVE = ("a" * 3000, " " * 2000, "ab" * 1500, "的" * 500)
@@ -105,6 +106,24 @@ def test_spans_made_by_hand(one: tuple[list[int], list[int]], other: tuple[list[
         sides = by_hand(b"abc", *left), by_hand(b"abc", *right)
         whole = small("packing").vocabulary.encode("the end").with_specials([900])
         check_batch("packing", "packing", [sides[0], whole, sides[0]], [sides[1], whole, sides[1]])
+
+
+@given(st.lists(st.integers(0, 9), max_size=9), st.integers(1, 12))
+def test_blocks_are_runs_as_long_as_the_limit_allows(sizes: list[int], limit: int) -> None:
+    runs = [sizes[run] for run in blocks(sizes, limit)]
+    assert [size for run in runs for size in run] == sizes
+    assert all(run and (sum(run) <= limit or len(run) == 1) for run in runs)
+    assert all(sum(run) + following[0] > limit for run, following in pairwise(runs))
+
+
+def test_a_batch_of_many_blocks_is_its_texts_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (batch, lossless):
+        monkeypatch.setattr(module, "blocks", lambda sizes: blocks(sizes, 40))
+    sides = [small(name).vocabulary.encode_batch([*HARD_TEXTS, *CORPUS[:20]]) for name in ("packing", "splitting")]
+    for text, spans in zip([*HARD_TEXTS, *CORPUS[:20]], sides[0], strict=True):
+        one = small("packing").vocabulary.encode(text)
+        assert (spans.raw, spans.ids.tolist(), spans.ends.tolist()) == (one.raw, one.ids.tolist(), one.ends.tolist())
+    check_batch("packing", "splitting", *sides)
 
 
 def test_batches_of_two_sizes_are_refused() -> None:

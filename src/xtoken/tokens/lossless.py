@@ -8,13 +8,14 @@ longer, and so on. Numbers of eight bytes are compared whole, not hashed, so not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken.tokens.blocks import blocks
 from xtoken.tokens.spans import TokenSpans
 
 __all__ = ["TokenBytes", "lossless_spans"]
@@ -68,18 +69,25 @@ class TokenBytes:
 def lossless_spans(table: TokenBytes, ids: Sequence[Ints], raws: Sequence[bytes]) -> list[TokenSpans | None]:
     """The spans of the texts whose tokens joined are the text itself; None for each text of which they are not.
 
-    O(bytes) time; about 60 bytes a token and 2 a byte of text while it runs. The arrays of one batch are slices of
-    common ones.
+    O(bytes) time. While it runs, about 60 bytes a token and 2 a byte of text, for a block of texts at a time; the
+    arrays of the texts in a block are slices of common ones.
 
     Args:
         table: of the vocabulary.
         ids: for each text, int64 [n], its tokens.
         raws: the texts.
     """
-    if not ids:
-        return []
+    counts = [len(row) for row in ids]
+    return [
+        spans for run in blocks(counts) for spans in _spans_of_block(table, ids[run], np.array(counts[run]), raws[run])
+    ]
+
+
+def _spans_of_block(
+    table: TokenBytes, ids: Sequence[Ints], counts: Ints, raws: Sequence[bytes]
+) -> Iterator[TokenSpans | None]:
     flat = np.concatenate(ids)
-    stops = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
+    stops = np.concatenate([[0], np.cumsum(counts)])
     widths = table.lengths[flat]
     ends = np.concatenate([[0], np.cumsum(widths)])
     base = ends[stops]  # where each text begins, once all are joined
@@ -89,11 +97,9 @@ def lossless_spans(table: TokenBytes, ids: Sequence[Ints], raws: Sequence[bytes]
     parts = [raw if fit else bytes(n) for raw, fit, n in zip(raws, fits.tolist(), spelled.tolist(), strict=True)]
     differing = _differing(table, flat, widths, ends[:-1], b"".join(parts))
     fits[np.searchsorted(stops, differing, side="right") - 1] = False
-    local = ends[1:] - np.repeat(base[:-1], np.diff(stops))
-    return [
-        TokenSpans(flat[a:b], local[a:b], None, raw) if fit else None
-        for (a, b), raw, fit in zip(pairwise(stops.tolist()), raws, fits.tolist(), strict=True)
-    ]
+    local = ends[1:] - np.repeat(base[:-1], counts)
+    for (a, b), raw, fit in zip(pairwise(stops.tolist()), raws, fits.tolist(), strict=True):
+        yield TokenSpans(flat[a:b], local[a:b], None, raw) if fit else None
 
 
 def _differing(table: TokenBytes, ids: Ints, widths: Ints, begins: Ints, text: bytes) -> Ints:
