@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from training import tiny
 from xtoken.errors import XTokenError
 from xtoken.losses import SameTokenizerKL
 from xtoken.teachers.online import OnlineTeacher
-from xtoken.teachers.signal import LogitSignal
+from xtoken.teachers.signal import HeadSignal, LogitSignal
 
 IDS = torch.tensor([[0, 5, 6, 7], [0, 8, 9, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
@@ -27,9 +27,36 @@ def test_a_padded_head_is_cut_before_the_softmax() -> None:
     with torch.no_grad():
         model.lm_head.weight[30:] = 9.0  # padding that would take most of the mass
     signal = teach(model, 30).signal(IDS, MASK)
-    assert isinstance(signal, LogitSignal)
+    assert isinstance(signal, HeadSignal)
     assert signal.log_probs.shape == (8, 30)
     assert torch.allclose(signal.log_probs.exp().sum(-1), torch.ones(8))
+
+
+def scaled(logits_scaling: float) -> Any:
+    """A Granite, which divides its logits by a number of its own."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return GraniteForCausalLM(GraniteConfig(vocab_size=30, logits_scaling=logits_scaling, **sizes))
+
+
+def test_logits_that_are_not_the_heads_own_are_read_as_the_model_gives_them() -> None:
+    model = scaled(4.0)
+    signal = teach(model, 30).signal(IDS, MASK)
+    assert isinstance(signal, LogitSignal)
+    with torch.no_grad():
+        expected = model(IDS, attention_mask=MASK).logits.log_softmax(-1).flatten(0, 1)
+    assert torch.allclose(signal.log_probs, expected, atol=1e-6)
+    assert isinstance(teach(scaled(1.0), 30).signal(IDS, MASK), HeadSignal)  # the scale is what made the difference
+
+
+def test_hidden_states_and_logits_say_the_same() -> None:
+    for model in (tiny.llama(30), tiny.llama(30, tie_word_embeddings=False)):
+        teacher = teach(model, 30)
+        from_hidden = teacher.signal(IDS, MASK).log_probs
+        teacher.reader = None
+        from_logits = teacher.signal(IDS, MASK)
+        assert isinstance(from_logits, LogitSignal)
+        assert torch.allclose(from_hidden, from_logits.log_probs, atol=1e-6)
 
 
 def test_no_gradient_and_no_dropout() -> None:

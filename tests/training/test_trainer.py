@@ -13,9 +13,10 @@ from transformers import TrainerCallback, TrainingArguments
 from training import tiny
 from xtoken.config import TeacherConfig
 from xtoken.errors import XTokenError
+from xtoken.losses import PKL
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.training import Collator, PreparedData, Side, XTokenTrainer, prepare, side_key, texts_from_list
-from xtoken.training.objectives import make_objective
+from xtoken.training.objectives import make_objective, projection_for
 
 STUDENT, TEACHER = tiny.packed(), tiny.split()
 # Lengths as uneven as can be: a mean of micro-batches' means would weigh them wrongly.
@@ -96,6 +97,41 @@ def test_gradients_are_those_of_the_sums_over_the_counts(tmp_path: Path) -> None
     loss.backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(found[name], parameter.grad, rtol=1e-9, atol=1e-12), name
+
+
+@pytest.mark.parametrize("kd_weight", ["dynamic", 0.7])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_step_from_hidden_states_is_the_step_from_logits(tmp_path: Path, kd_weight: Any, tied: bool) -> None:
+    found = {}
+    for way in ("hidden", "logits"):
+        kept = Gradients()
+        trainer = XTokenTrainer(
+            tiny.llama(STUDENT.size + 3, tie_word_embeddings=tied).double(),
+            [online("p-kl", "a", 0.8), online("gold", "b", 0.2)],
+            arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2),
+            data(),
+            student_vocab_size=STUDENT.size,
+            kd_weight=kd_weight,
+            callbacks=[kept],
+        )
+        assert trainer._reader is not None  # the default
+        if way == "logits":
+            trainer._reader = None
+        trainer.train()
+        found[way] = kept.found, trainer.state.log_history[0]
+    assert found["hidden"][0].keys() == found["logits"][0].keys()
+    for name, gradient in found["logits"][0].items():
+        assert torch.allclose(found["hidden"][0][name], gradient, rtol=1e-9, atol=1e-12), name
+    for key in ("ce", "kd/a", "kd/b", "kd_factor", "loss", "uncovered_mass", "kept_chunks", "rank_error"):
+        assert found["hidden"][1][key] == pytest.approx(found["logits"][1][key], rel=1e-5), key
+
+
+def test_a_loss_without_a_fast_version_takes_the_students_logits(tmp_path: Path) -> None:
+    teacher = online()
+    teacher.loss = PKL(projection_for(STUDENT, TEACHER, None), "mean")
+    trainer = XTokenTrainer(tiny.llama(STUDENT.size), [teacher], arguments(tmp_path), data())
+    assert trainer._reader is None
+    trainer.train()
 
 
 def test_a_last_window_that_is_short_is_divided_by_its_own_counts(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xtoken.demo.problems import Problem
 from xtoken.errors import XTokenError
-from xtoken.teachers.online import causal_logits
+from xtoken.teachers.causal import causal_logits
 from xtoken.tokens import Vocabulary
 
 __all__ = ["exact_answers"]

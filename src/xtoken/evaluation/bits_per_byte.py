@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from xtoken.errors import XTokenError
-from xtoken.teachers.online import causal_logits, check_head
+from xtoken.teachers.causal import causal_logits
+from xtoken.teachers.online import check_head
 from xtoken.teachers.signal import flat_log_probs
 from xtoken.tokens import Vocabulary
 from xtoken.tokens.classes import CLASSES, NUMERALS, token_classes

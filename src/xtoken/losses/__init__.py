@@ -11,6 +11,7 @@ from xtoken.losses.fast.hidden import (
     HiddenLosses,
     Lesson,
     Multipliers,
+    Weigh,
     losses_from_hidden,
 )
 from xtoken.losses.hybrid import (
@@ -35,6 +36,7 @@ __all__ = [
     "LossTerm",
     "Multipliers",
     "SameTokenizerKL",
+    "Weigh",
     "cross_entropy",
     "dynamic_scale",
     "in_blocks",

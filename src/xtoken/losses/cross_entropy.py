@@ -5,10 +5,14 @@ Like every loss here it returns a sum and a count, over the tokenizer's own colu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from xtoken.errors import XTokenError
+from xtoken.losses.fast.walk import block_rows, blocks
 from xtoken.losses.term import LossTerm
 
 __all__ = ["IGNORED_LABEL", "cross_entropy", "targets_of"]
@@ -32,7 +36,7 @@ def targets_of(labels: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Tensor, vocab_size: int | None = None) -> LossTerm:
     """-log p(label), summed over the labelled tokens.
 
-    The plain way: it keeps several [tokens, V] tensors, in at least float32. `losses_from_hidden` does not.
+    Differentiable once. It keeps one tensor of the logits' shape and type; `losses_from_hidden` does without.
 
     Args:
         logits: [..., L, W], as the model gives them.
@@ -54,7 +58,35 @@ def cross_entropy(logits: Tensor, labels: Tensor, vocab_size: int | None = None)
         raise XTokenError(
             f"the student's logits have {logits.shape[-1]} columns, but its tokenizer has {width} tokens."
         )
-    predictions, targets = logits[..., :width].reshape(-1, width), targets_of(labels)
-    predictions = predictions.to(torch.promote_types(predictions.dtype, torch.float32))
-    total = nn.functional.cross_entropy(predictions, targets, ignore_index=IGNORED_LABEL, reduction="sum")
-    return LossTerm(total, (targets != IGNORED_LABEL).sum())
+    total = _CrossEntropy.apply(logits.reshape(-1, logits.shape[-1]), targets_of(labels), width)
+    return LossTerm(total, (labels[..., 1:] != IGNORED_LABEL).sum())
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The sum over rows, a block at a time: d / d logits = p - onehot, made on the way.
+
+    Memory: one tensor of the logits' shape and type, and a block.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, width: int) -> Tensor:
+        gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        counts = (targets != IGNORED_LABEL).unsqueeze(1)
+        labels = torch.where(counts, targets.unsqueeze(1), 0)
+        total = torch.zeros((), dtype=dtype, device=logits.device)
+        for part in blocks(len(targets), block_rows(logits.device, width)):
+            block = logits[part, :width].to(dtype)
+            total += torch.where(counts[part], -block.log_softmax(dim=-1).gather(1, labels[part]), 0).sum()
+            if gradient is not None:
+                by_logits = block.softmax(dim=-1).scatter_add_(1, labels[part], block.new_full(labels[part].shape, -1))
+                gradient[part, :width] = torch.where(counts[part], by_logits, 0).to(gradient.dtype)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output.to(gradient.dtype), None, None

@@ -32,11 +32,12 @@ class Head:
         """Writes the logits of the tokenizer's own columns.
 
         Args:
-            hidden: [n, H], in the weight's dtype.
+            hidden: [n, H].
             vocab_size: V, at most W.
             out: [n, V], in any floating dtype; the product is made in the weight's.
         """
         weight = self.weight[:vocab_size]
+        hidden = hidden.to(weight.dtype)
         if out.dtype == weight.dtype:
             torch.mm(hidden, weight.t(), out=out)
         else:

@@ -8,16 +8,18 @@ made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xtoken.errors import XTokenError
 from xtoken.losses import ChunkIndex, LossTerm
-from xtoken.teachers.signal import TeacherSignal, signal_from_logits
+from xtoken.teachers.causal import HiddenReader, causal_logits
+from xtoken.teachers.signal import HeadSignal, LogitSignal, TeacherSignal, WholeSignal
 
-__all__ = ["DistillationLoss", "OnlineTeacher", "causal_logits", "check_head"]
+__all__ = ["DistillationLoss", "OnlineTeacher", "check_head"]
 
 DistillationLoss = Callable[[Tensor, TeacherSignal, ChunkIndex], LossTerm]
 
@@ -67,21 +69,24 @@ class OnlineTeacher:
             self.loss.to(device)
         return self
 
-    def signal(self, input_ids: Tensor, attention_mask: Tensor) -> TeacherSignal:
-        """What it predicts after every token.
+    @cached_property
+    def reader(self) -> HiddenReader | None:
+        """How to read its hidden states; None where it has no plain head."""
+        return HiddenReader.of(self.model)
+
+    def signal(self, input_ids: Tensor, attention_mask: Tensor) -> WholeSignal:
+        """What it predicts after every token: from its hidden states where it has a plain head, else as logits.
 
         Args:
             input_ids: int64 [B, L_t].
             attention_mask: int64 [B, L_t], 0 on padding.
         """
         with torch.no_grad():
-            logits = causal_logits(self.model, input_ids, attention_mask)
-            return signal_from_logits(logits, self.vocab_size, self.temperature)
-
-
-def causal_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """A causal LM's logits [B, L, W] as it gives them, soft-capped where it caps them; no key-value cache is built."""
-    return cast(Tensor, model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits)
+            if self.reader is None:
+                logits = causal_logits(self.model, input_ids, attention_mask)
+                return LogitSignal(logits.flatten(0, 1), self.vocab_size, self.temperature)
+            hidden = self.reader.read(self.model, input_ids, attention_mask)
+            return HeadSignal(hidden.flatten(0, 1), self.reader.head, self.vocab_size, self.temperature)
 
 
 def check_head(model: nn.Module, vocab_size: int, who: str) -> None:

@@ -122,6 +122,11 @@ class HeadSignal:
         """Of what it holds."""
         return self.hidden.dtype
 
+    @property
+    def log_probs(self) -> Tensor:
+        """[R, V], nats, of at least float32: made anew, whole, at every call. The losses read rows instead."""
+        return self.log_probs_at(torch.arange(len(self.hidden), device=self.hidden.device))
+
     def log_probs_at(self, rows: Tensor) -> Tensor:
         """[n, V], nats, of at least float32."""
         return _log_softmax_at(self, rows)

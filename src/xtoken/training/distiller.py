@@ -21,10 +21,24 @@ import torch
 from torch import Tensor
 
 from xtoken.errors import XTokenError
-from xtoken.losses import ChunkIndex, ChunkLoss, LossTerm, cross_entropy, dynamic_scale, in_blocks, weighted_sum
+from xtoken.losses import (
+    ChunkIndex,
+    ChunkLoss,
+    Lesson,
+    LossTerm,
+    Multipliers,
+    Weigh,
+    cross_entropy,
+    dynamic_scale,
+    in_blocks,
+    losses_from_hidden,
+    weighted_sum,
+)
+from xtoken.losses.cross_entropy import IGNORED_LABEL, targets_of
+from xtoken.teachers.head import Head
 from xtoken.teachers.online import OnlineTeacher
 
-__all__ = ["Counts", "Distiller", "Terms"]
+__all__ = ["Counts", "Distiller", "Outcome", "Terms"]
 
 DROPPED = "dropped_chunks"  # the metric by which a term tells how many chunks had no row to predict them
 
@@ -59,6 +73,21 @@ class Counts:
 
     tokens: Tensor
     chunks: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A micro-batch's loss.
+
+    Attributes:
+        loss: scalar to differentiate.
+        factor: scalar on the teachers' sum, without gradient; 0 without teachers.
+        terms: what it was made of.
+    """
+
+    loss: Tensor
+    factor: Tensor
+    terms: Terms
 
 
 class Distiller:
@@ -102,6 +131,67 @@ class Distiller:
         learnt = {teacher.name: _teach(teacher, student_logits, batch) for teacher in self.teachers}
         return Terms(cross_entropy(student_logits, batch["labels"], self.vocab_size), learnt)
 
+    def outcome(self, student_logits: Tensor, batch: Mapping[str, Any], counts: Counts | None) -> Outcome:
+        """The loss of one micro-batch by its logits.
+
+        Args:
+            student_logits: [B, L_s, V_S or wider].
+            batch: as a `Collator` makes it, on the student's device.
+            counts: of its whole window; None where it is all there is.
+        """
+        terms = self.terms(student_logits, batch)
+        return Outcome(*self.combine(terms, terms.counts() if counts is None else counts), terms)
+
+    def outcome_from_hidden(
+        self, hidden: Tensor, head: Head, batch: Mapping[str, Any], counts: Counts | None
+    ) -> Outcome:
+        """The same by hidden states: no logits of a whole batch are made; see `xtoken.losses.losses_from_hidden`.
+
+        Args:
+            hidden: [B, L_s, H], what the student's head is given.
+            head: the student's.
+            batch, counts: as for `outcome`.
+
+        Raises:
+            XTokenError: some teacher's loss has no fast version (`can_read_hidden` tells).
+        """
+        lessons = [_lesson(teacher, batch) for teacher in self.teachers]
+        targets = targets_of(batch["labels"])
+        if counts is None:
+            chunks = {t.name: targets.new_tensor(x.index.n_chunks) for t, x in zip(self.teachers, lessons, strict=True)}
+            counts = Counts((targets != IGNORED_LABEL).sum(), chunks)
+        factors: list[Tensor] = []
+
+        def weigh(text: LossTerm, terms: Sequence[LossTerm]) -> Multipliers:
+            named = dict(zip([teacher.name for teacher in self.teachers], terms, strict=True))
+            _, factor = self.combine(Terms(text, named), counts)
+            factors.append(factor)
+            return self._multipliers(factor, counts)
+
+        multipliers: Multipliers | Weigh = weigh
+        if self.kd_weight != "dynamic" or not self.teachers:
+            fixed = 0.0 if self.kd_weight == "dynamic" else self.kd_weight
+            dtype = torch.promote_types(hidden.dtype, torch.float32)
+            factors.append(torch.full((), fixed, dtype=dtype, device=hidden.device))
+            multipliers = self._multipliers(factors[0], counts)
+        found = losses_from_hidden(hidden, head, targets, self.vocab_size, lessons, multipliers)
+        terms = {
+            teacher.name: LossTerm(term.total, term.count, {**term.metrics, DROPPED: lesson.index.dropped})
+            for teacher, lesson, term in zip(self.teachers, lessons, found.lessons, strict=True)
+        }
+        return Outcome(found.loss, factors[0], Terms(found.cross_entropy, terms))
+
+    @property
+    def can_read_hidden(self) -> bool:
+        """Whether every teacher's loss has a fast version, and no two teachers' logits would be held at once."""
+        kernels = [t.loss.kernel() if isinstance(t.loss, ChunkLoss) else None for t in self.teachers]
+        return None not in kernels and sum(teacher.reader is None for teacher in self.teachers) <= 1
+
+    def _multipliers(self, factor: Tensor, counts: Counts) -> Multipliers:
+        """What `combine` multiplies each term's total by, in the type of the factor."""
+        shares = [t.weight * factor / counts.chunks[t.name].clamp(min=1) for t in self.teachers]
+        return Multipliers(torch.full_like(factor, self.ce_weight) / counts.tokens.clamp(min=1), shares)
+
     def combine(self, terms: Terms, counts: Counts) -> tuple[Tensor, Tensor]:
         """The loss to differentiate, and the factor on the teachers' sum.
 
@@ -121,6 +211,16 @@ class Distiller:
         )
         factor = dynamic_scale(ce, kd) if self.kd_weight == "dynamic" else torch.full_like(kd.detach(), self.kd_weight)
         return self.ce_weight * ce + factor * kd, factor
+
+
+def _lesson(teacher: OnlineTeacher, batch: Mapping[str, Any]) -> Lesson:
+    side, loss = batch["teachers"][teacher.side], teacher.loss
+    kernel = loss.kernel() if isinstance(loss, ChunkLoss) else None
+    if kernel is None or not isinstance(loss, ChunkLoss):
+        raise XTokenError(f"teacher {teacher.name!r}: its loss has no fast version, so it needs the student's logits")
+    signal, index = teacher.signal(side["input_ids"], side["attention_mask"]), ChunkIndex.from_tensors(side["index"])
+    loss.check(signal, index)
+    return Lesson(kernel, signal, index)
 
 
 def _teach(teacher: OnlineTeacher, student_logits: Tensor, batch: Mapping[str, Any]) -> LossTerm:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from xtoken.errors import XTokenError
 from xtoken.losses.cross_entropy import IGNORED_LABEL
-from xtoken.teachers.online import OnlineTeacher, causal_logits, check_head
+from xtoken.teachers.causal import HiddenReader, causal_logits
+from xtoken.teachers.online import OnlineTeacher, check_head
 from xtoken.training.callbacks import JsonLines, LossBar
 from xtoken.training.collator import Collator
 from xtoken.training.distiller import DROPPED, Counts, Distiller, KdWeight, Terms
@@ -135,15 +137,31 @@ class XTokenTrainer(Trainer):
 
         Evaluation has no window: there a batch is divided by its own counts.
         """
-        logits = causal_logits(model, inputs["input_ids"], inputs["attention_mask"])
-        terms = self.distiller.terms(logits, inputs)
         in_window = isinstance(num_items_in_batch, Counts)
-        loss, factor = self.distiller.combine(terms, num_items_in_batch if in_window else terms.counts())
+        counts = num_items_in_batch if in_window else None
+        logits, ids, mask = None, inputs["input_ids"], inputs["attention_mask"]
+        if self._reader is not None and not return_outputs:
+            hidden = self._reader.read(model, ids, mask)
+            found = self.distiller.outcome_from_hidden(hidden, self._reader.head, inputs, counts)
+        else:
+            logits = causal_logits(model, ids, mask)
+            found = self.distiller.outcome(logits, inputs, counts)
+        loss = found.loss
         if in_window:
-            self._record(terms, factor, inputs["attention_mask"].sum())
+            self._record(found.terms, found.factor, mask.sum())
             # data parallelism averages the gradients, and these are to add
             loss = loss * self.accelerator.num_processes
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    @cached_property
+    def _reader(self) -> HiddenReader | None:
+        """How to read the student's hidden states; None where its logits are needed.
+
+        Parameters that are sharded over processes are whole only inside the model's own forward.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not self.distiller.can_read_hidden:
+            return None
+        return HiddenReader.of(self.accelerator.unwrap_model(self.model))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the raw terms to the line of a training step; a term that is not finite ends the training there."""

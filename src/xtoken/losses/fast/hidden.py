@@ -11,10 +11,10 @@ known then. Where that depends on the terms themselves (dynamic scaling), a pass
 begins with the block that the first one ended with, so that a batch of one block pays no product twice, and a large one
 the forward products.
 
-Within a block the rows are walked a few at a time, as many as fit the caches. Chunks are met in the order of their first
-row; how many fall in each step is read from the device, once a call. Memory beyond inputs and gradients: two blocks of
-student logits, one of a teacher's, and the steps' buffers. Differentiable once, and one backward: the gradient is
-handed out and not kept.
+Within a block the rows are walked a few at a time, as many as fit the caches. Chunks are met in the order of their
+first row; how many fall in each step is read from the device, once a call. Memory beyond inputs and gradients: two
+blocks of student logits, one of a teacher's, and the steps' buffers. Differentiable once, by one backward: the
+gradient is handed out and not kept.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from xtoken.losses.term import LossTerm
 from xtoken.teachers.head import Head
 from xtoken.teachers.signal import HeadSignal, LogitSignal, WholeSignal
 
-__all__ = ["HiddenLosses", "Lesson", "Multipliers", "losses_from_hidden"]
+__all__ = ["HiddenLosses", "Lesson", "Multipliers", "Weigh", "losses_from_hidden"]
 
 # Numbers in the blocks of logits together: 3 * 2**25 float32 are 403 MB. Larger blocks pass over the head's weight and
 # its gradient less often; from here on the time falls by less than 1 % (measured at hidden 2,048).

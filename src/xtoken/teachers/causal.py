@@ -1,0 +1,111 @@
+"""A Hugging Face causal language model as the losses read it: by its logits, or by the hidden states before its head.
+
+The second way spares the [tokens, vocabulary] matrix, and needs a model whose logits are what `Head` makes of its last
+hidden states. Some models scale or mask them besides, some heads are wrapped or quantised: so it is tried on the model
+itself, on two tokens, and where anything differs the logits are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from xtoken.teachers.head import Head
+
+__all__ = ["HiddenReader", "causal_logits"]
+
+# How far, as a share of the largest logit, the head's logits may lie from the model's: rounding in the model's dtype.
+_SLACK = {torch.float64: 1e-10, torch.float32: 1e-4}
+_HALF_SLACK = 3e-2
+
+
+def causal_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """A causal LM's logits [B, L, W] as it gives them, soft-capped where it caps them; no key-value cache is built."""
+    return cast(Tensor, model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits)
+
+
+@dataclass(frozen=True)
+class HiddenReader:
+    """Reads the hidden states that a model's head is given.
+
+    Attributes:
+        decoder: the model without its head.
+        output: its head.
+        softcap: of its logits, or None.
+    """
+
+    decoder: nn.Module
+    output: nn.Linear
+    softcap: float | None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> HiddenReader | None:
+        """A reader for this model; None where its logits are not those of a plain head.
+
+        Args:
+            model: unwrapped, on its device.
+        """
+        output: Any = getattr(model, "get_output_embeddings", lambda: None)()
+        decoder = getattr(model, str(getattr(model, "base_model_prefix", "")) or "model", None)
+        # Exactly a Linear: an adapter or a quantised layer is a subclass, or another class, with another product.
+        if type(output) is not nn.Linear or not isinstance(decoder, nn.Module) or decoder is model:
+            return None
+        if "logits_to_keep" not in signature(model.forward).parameters or type(output.weight) is not nn.Parameter:
+            return None
+        softcap = getattr(getattr(model, "config", None), "final_logit_softcapping", None)
+        reader = cls(decoder, output, softcap)
+        return reader if reader._gives_the_logits_of(model) else None
+
+    @property
+    def head(self) -> Head:
+        """The head, with the model's own parameters."""
+        return Head(self.output.weight, self.output.bias, self.softcap)
+
+    def read(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, L, H], what the head would be given.
+
+        Args:
+            model: the one the reader was made for, or what wraps it for several processes; it is called once, so that
+                hooks on it run as ever, and makes the logits of one token a sequence.
+            input_ids: int64 [B, L].
+            attention_mask: int64 [B, L], 0 on padding.
+        """
+        with self._caught() as caught:
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1)
+        return caught[0]
+
+    @contextmanager
+    def _caught(self) -> Iterator[list[Tensor]]:
+        """What the decoder gives while it runs."""
+        caught: list[Tensor] = []
+        handle = self.decoder.register_forward_hook(lambda _, __, output: caught.append(output[0]))
+        try:
+            yield caught
+        finally:
+            handle.remove()
+
+    def _gives_the_logits_of(self, model: nn.Module) -> bool:
+        """Tries it on two tokens, in the model's own mode; the random state is left as it was."""
+        ids = torch.tensor([[0, 1]], device=self.output.weight.device)
+        devices = [ids.device] if ids.device.type == "cuda" else []
+        plain = torch.autocast(ids.device.type, enabled=False)
+        with torch.no_grad(), plain, torch.random.fork_rng(devices), self._caught() as caught:
+            logits = causal_logits(model, ids, torch.ones_like(ids))[0]
+        hidden = caught[0][0] if caught else None
+        if (
+            hidden is None
+            or hidden.shape[-1] != self.output.weight.shape[1]
+            or hidden.dtype != self.output.weight.dtype
+        ):
+            return False
+        own = torch.empty(logits.shape, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+        with torch.no_grad():
+            self.head.logits(hidden, own.shape[1], own)
+        slack = _SLACK.get(hidden.dtype, _HALF_SLACK) * own.abs().max()
+        return bool((own - logits).abs().max() <= slack)
