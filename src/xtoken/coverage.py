@@ -22,7 +22,7 @@ from xtoken.errors import XTokenError
 from xtoken.projection.build import Fate, RowFates, row_fates
 from xtoken.projection.partition import Partition, partition_of
 from xtoken.tokens import Vocabulary
-from xtoken.tokens.classes import CLASSES, token_classes
+from xtoken.tokens.classes import CLASSES, class_numbers
 from xtoken.tokens.families import BYTE_TO_CHAR, Family
 
 __all__ = ["CRITICAL_CLASSES", "THRESHOLD", "AuditReport", "ClassCoverage", "audit"]
@@ -136,7 +136,7 @@ def audit(
     classes = _coverage(student, strict.student_ids, usage)
     teacher_classes = _coverage(teacher, strict.teacher_ids, None)
     loss, reason = _recommend(classes, teacher_classes, critical_classes)
-    if student.fingerprint == teacher.fingerprint:
+    if student.is_same_as(teacher):
         reason += "; both are one tokenizer, for which the loss `same` needs no alignment at all"
     rows = fates.counts()
     special = int(student.is_special[strict.student_ids].sum())
@@ -170,11 +170,8 @@ def _usage(vocabulary: Vocabulary, texts: Iterable[str]) -> np.ndarray[Any, np.d
 def _coverage(vocabulary: Vocabulary, common_ids: Any, usage: Any | None) -> dict[str, ClassCoverage]:
     in_common = np.zeros(vocabulary.size, bool)
     in_common[common_ids] = True
-    members: dict[str, list[int]] = {name: [] for name in CLASSES}
-    for i, name in enumerate(token_classes(vocabulary)):
-        if name is not None:
-            members[name].append(i)
-    return {name: _class_coverage(np.array(ids, np.int64), in_common, usage) for name, ids in members.items()}
+    numbers = class_numbers(vocabulary)
+    return {name: _class_coverage(np.flatnonzero(numbers == n), in_common, usage) for n, name in enumerate(CLASSES)}
 
 
 def _class_coverage(ids: Any, in_common: Any, usage: Any | None) -> ClassCoverage:
@@ -216,8 +213,10 @@ def _published_counting(student: Vocabulary, fates: RowFates, strict: Partition)
         return {}
     inside = set(strict.student_ids.tolist())
     found = {"digits-1": [0, 0], "punctuation": [0, 0]}
-    for i, (content, fate) in enumerate(zip(student.tokens, fates.fates, strict=True)):
-        char = BYTE_TO_CHAR[content[-1]] if content else ""
+    lengths = student.token_bytes.lengths
+    for i in np.flatnonzero((lengths == 1) | (lengths == 2)).tolist():
+        content, fate = student.tokens[i], fates.fates[i]
+        char = BYTE_TO_CHAR[content[-1]]
         if fate in (Fate.SPECIAL, Fate.SPECIAL_ALONE, Fate.ABSENT) or content not in _spellings(content):
             continue
         name = "digits-1" if char.isdigit() and len(content) == 1 else "" if char.isalnum() else "punctuation"

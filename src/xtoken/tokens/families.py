@@ -8,13 +8,25 @@ normalise, the bytes of its tokens joined are the bytes of the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
+from itertools import accumulate, pairwise
 from typing import Any
+
+import numpy as np
 
 from xtoken.errors import UnsupportedTokenizerError
 
-__all__ = ["BYTE_TO_CHAR", "Family", "components", "family_of", "meta_symbol", "piece_bytes"]
+__all__ = [
+    "BYTE_TO_CHAR",
+    "Family",
+    "byte_level_bytes",
+    "byte_level_pieces",
+    "components",
+    "family_of",
+    "meta_symbol",
+    "piece_bytes",
+]
 
 Spec = dict[str, Any]
 
@@ -41,6 +53,8 @@ def _byte_alphabet() -> dict[int, str]:
 
 BYTE_TO_CHAR = _byte_alphabet()
 _CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
+# By code point; -1 for what is no byte's character, as the last entry and all beyond it are.
+_CODE_TO_BYTE = np.array([_CHAR_TO_BYTE.get(chr(code), -1) for code in range(0x145)], np.int16)
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -106,6 +120,25 @@ def _kind_by_fields(model: Spec) -> str:
     if isinstance(model.get("vocab"), list):
         return "Unigram"
     return "WordPiece" if "continuing_subword_prefix" in model else "WordLevel"
+
+
+def byte_level_bytes(pieces: Sequence[str]) -> list[bytes]:
+    """The bytes of byte-level pieces: `piece_bytes` for a whole vocabulary at once, by one table of characters."""
+    lengths = np.fromiter(map(len, pieces), np.int64, count=len(pieces))
+    codes = np.frombuffer("".join(pieces).encode("utf-32-le"), np.uint32)
+    values = _CODE_TO_BYTE[np.minimum(codes, len(_CODE_TO_BYTE) - 1)]
+    raw, stops = values.astype(np.uint8).tobytes(), np.cumsum(lengths)
+    found = [raw[a:b] for a, b in zip((stops - lengths).tolist(), stops.tolist(), strict=True)]
+    for n in np.searchsorted(stops, np.flatnonzero(values < 0), side="right").tolist():
+        found[n] = pieces[n].encode()  # not in the alphabet: see `piece_bytes`
+    return found
+
+
+def byte_level_pieces(tokens: Sequence[bytes]) -> list[str]:
+    """How a byte-level vocabulary spells each of these tokens."""
+    spelled = b"".join(tokens).decode("latin-1").translate(BYTE_TO_CHAR)
+    stops = [0, *accumulate(map(len, tokens))]
+    return [spelled[a:b] for a, b in pairwise(stops)]
 
 
 def piece_bytes(piece: str, family: Family, *, meta: str | None, byte_fallback: bool, prefix: str) -> bytes:

@@ -37,7 +37,7 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
     else:
         settings["vocab"] = sorted((i, piece) for piece, i in vocab.items())
     if "merges" in model:
-        settings["merges"] = [m.split(" ", 1) if isinstance(m, str) else list(m) for m in model["merges"]]
+        settings["merges"] = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
     return settings
 
 

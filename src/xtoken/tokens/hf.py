@@ -21,8 +21,9 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from xtoken.errors import UnsupportedTokenizerError, XTokenError
-from xtoken.tokens.families import BYTE_TO_CHAR
+from xtoken.tokens.families import byte_level_pieces
 from xtoken.tokens.known import CL100K_PATTERN, KNOWN_TIKTOKEN, TiktokenRecipe
+from xtoken.tokens.merges import merges_by_rank
 
 __all__ = ["TOKENIZER_FILES", "LoadedTokenizer", "load_tokenizer", "tokenizer_of"]
 
@@ -249,13 +250,12 @@ def _byte_pair_tokenizer(ranks: dict[bytes, int], pattern: str, specials: Sequen
     tiktoken joins the pair whose result ranks lowest, so the order of the results is the order of the merges; a whole
     word that is itself a token is taken at once (`ignore_merges`).
     """
-    spelled = {token: "".join([BYTE_TO_CHAR[b] for b in token]) for token in ranks}
-    merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
-        pairs = [(ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks]
-        merges += [(spelled[a], spelled[b]) for _, _, a, b in sorted(pairs)]
-    vocab = {text: i for i, text in enumerate(specials)} | {spelled[token]: rank for token, rank in ranks.items()}
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    spelled = byte_level_pieces(tokens)
+    firsts, seconds = merges_by_rank(tokens)
+    merges = [(spelled[a], spelled[b]) for a, b in zip(firsts.tolist(), seconds.tolist(), strict=True)]
+    vocab = {text: i for i, text in enumerate(specials)}
+    vocab |= {text: ranks[token] for text, token in zip(spelled, tokens, strict=True)}
     tokenizer = Tokenizer(models.BPE(vocab, merges, fuse_unk=False, ignore_merges=True))
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -21,6 +21,7 @@ from xtoken.errors import XTokenError
 from xtoken.tokens.families import (
     BYTE_TO_CHAR,
     Family,
+    byte_level_bytes,
     components,
     family_of,
     meta_symbol,
@@ -67,10 +68,11 @@ class Vocabulary:
         self.name = name
         self.prefix_ids = tuple(prefix_ids)
         self.suffix_ids = tuple(suffix_ids)
-        self._spec: dict[str, Any] = json.loads(tokenizer.to_str())
+        self._json: str = tokenizer.to_str()
+        self._spec = _without_merges(self._json)
         self.family = family_of(self._spec)
         self._read_tokens()
-        self._tokenizer = _runnable(tokenizer, self._spec, self.contents)
+        self._tokenizer = _runnable(json.loads(self._json), self.contents) if _reads_names(self._spec) else tokenizer
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, *, revision: str | None = None) -> Vocabulary:
@@ -108,7 +110,7 @@ class Vocabulary:
         return cls(tokenizer, loaded.name, prefix_ids=prefix, suffix_ids=suffix, declared=loaded.declared)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = (json.dumps(self._spec), self.name, self.prefix_ids, self.suffix_ids, self._declared)
+        state = (self._json, self.name, self.prefix_ids, self.suffix_ids, self._declared)
         return _rebuild, state
 
     def __repr__(self) -> str:
@@ -121,12 +123,10 @@ class Vocabulary:
         pieces = (
             dict(enumerate(p for p, _ in listed)) if isinstance(listed, list) else {i: p for p, i in listed.items()}
         )
-        meta, fallback = meta_symbol(self._spec), bool(model.get("byte_fallback"))
-        prefix = model.get("continuing_subword_prefix") or "##"
         self.size = 1 + max([*pieces, *(token["id"] for token in added)], default=-1)
         tokens = [b""] * self.size
-        for i, piece in pieces.items():
-            tokens[i] = piece_bytes(piece, self.family, meta=meta, byte_fallback=fallback, prefix=prefix)
+        for i, content in zip(pieces, self._spelled([*pieces.values()]), strict=True):
+            tokens[i] = content
         contents = {token["id"]: str(token["content"]) for token in added if token["special"]}
         contents |= {i: pieces[i] for i in _unknown_ids(model) if i in pieces}
         for token in added:
@@ -139,6 +139,13 @@ class Vocabulary:
         self.roles: dict[int, Role] = {i: self._role(content) for i, content in sorted(contents.items())}
         self.absent: frozenset[int] = frozenset(range(self.size)) - set(pieces) - {token["id"] for token in added}
 
+    def _spelled(self, pieces: list[str]) -> list[bytes]:
+        if self.family is Family.BYTE_LEVEL:
+            return byte_level_bytes(pieces)
+        model, meta = self._spec["model"], meta_symbol(self._spec)
+        fallback, prefix = bool(model.get("byte_fallback")), model.get("continuing_subword_prefix") or "##"
+        return [piece_bytes(p, self.family, meta=meta, byte_fallback=fallback, prefix=prefix) for p in pieces]
+
     def _role(self, content: str) -> Role:
         """By the token's name; for a name nobody knows, by what its folder declares."""
         role = role_of(content)
@@ -150,7 +157,15 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(self._spec)
+        return fingerprint(json.loads(self._json))
+
+    def is_same_as(self, other: Vocabulary) -> bool:
+        """Whether the fingerprints are equal; most tokenizers that differ are told apart without computing them.
+
+        Args:
+            other: another vocabulary.
+        """
+        return self is other or (self.tokens == other.tokens and self.fingerprint == other.fingerprint)
 
     @cached_property
     def token_bytes(self) -> TokenBytes:
@@ -222,16 +237,14 @@ class Vocabulary:
     @cached_property
     def _bare(self) -> Any:
         """The tokenizer without the space some put in front of a text: for pieces that are no beginning of a text."""
-        spec = {**self._spec}
-        before = {key: list(components(spec.get(key))) for key in ("normalizer", "pre_tokenizer")}
+        before = {key: list(components(self._spec.get(key))) for key in ("normalizer", "pre_tokenizer")}
         after = {key: _without_dummy_space(parts) for key, parts in before.items()}
         if after == before:
             return self._tokenizer
+        spec = json.loads(self._json)
         spec["normalizer"] = _sequence("normalizers", after["normalizer"])
         spec["pre_tokenizer"] = _sequence("pretokenizers", after["pre_tokenizer"])
-        bare = Tokenizer.from_str(json.dumps(spec))
-        bare.encode_special_tokens = True
-        return _runnable(bare, spec, self.contents)
+        return _runnable(spec, self.contents) if _reads_names(spec) else _tokenizer_of(spec)
 
     def retokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text taken as the middle of a longer one: no special tokens, no dummy space in front.
@@ -280,18 +293,45 @@ _BYTE_PIECE_CUT = {
 }
 
 
-def _runnable(tokenizer: Any, spec: dict[str, Any], contents: dict[int, str]) -> Any:
-    """The tokenizer as it is run: one that reads no special token and no byte piece out of a text that spells its name.
+# In JSON a quotation mark inside a string has a backslash before it, so this is no token's text.
+_MERGES = '"merges":['
+
+
+def _without_merges(text: str) -> dict[str, Any]:
+    """A parsed `tokenizer.json`, its merges left out where they stand last, as the tokenizers library writes them.
+
+    Hundreds of thousands of pairs, which only the fingerprint needs, would be most of the parsing and of the memory.
+    """
+    head, found, _ = text.rpartition(_MERGES)
+    if not found:
+        return dict(json.loads(text))
+    return dict(json.loads(head + _MERGES + "]}}"))
+
+
+def _reads_names(spec: dict[str, Any]) -> bool:
+    """Whether the tokenizer reads special tokens and byte pieces out of a text that spells their names.
 
     The library's Unigram matches every piece of its list, and its BPE takes whole words that are pieces where it is
-    told to ignore merges; SentencePiece leaves special and byte pieces out. Special pieces get a name with a bare
-    space, which no text holds once spaces are escaped; byte pieces keep theirs, by which they are found, and a text
-    that spells one is cut.
+    told to ignore merges; SentencePiece leaves special and byte pieces out.
+    """
+    model = spec["model"]
+    return meta_symbol(spec) is not None and (isinstance(model["vocab"], list) or bool(model.get("ignore_merges")))
+
+
+def _tokenizer_of(spec: dict[str, Any]) -> Any:
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _runnable(spec: dict[str, Any], contents: dict[int, str]) -> Any:
+    """A tokenizer that reads names out of texts, so that it does not.
+
+    Special pieces get a name with a bare space, which no text holds once spaces are escaped; byte pieces keep theirs,
+    by which they are found, and a text that spells one is cut.
     """
     model = dict(spec["model"])
     is_unigram = isinstance(model["vocab"], list)
-    if meta_symbol(spec) is None or not (is_unigram or model.get("ignore_merges")):
-        return tokenizer
     if is_unigram:
         vocab = enumerate(model["vocab"])
         model["vocab"] = [[f" {piece}" if i in contents else piece, score] for i, (piece, score) in vocab]
@@ -305,9 +345,7 @@ def _runnable(tokenizer: Any, spec: dict[str, Any], contents: dict[int, str]) ->
     ]
     cuts = [*components(spec.get("pre_tokenizer")), *([_BYTE_PIECE_CUT] if model.get("byte_fallback") else [])]
     changed = {"added_tokens": added, "model": model, "pre_tokenizer": _sequence("pretokenizers", cuts)}
-    runnable = Tokenizer.from_str(json.dumps({**spec, **changed}))
-    runnable.encode_special_tokens = True
-    return runnable
+    return _tokenizer_of({**spec, **changed})
 
 
 def _rebuild(
