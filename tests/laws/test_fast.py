@@ -13,13 +13,15 @@ from xtoken.losses import GOLD, PKL, ULD, ChunkIndex, ChunkLoss, LossTerm
 from xtoken.losses.divergence import sorted_l1
 from xtoken.losses.fast import walk
 from xtoken.losses.fast.kernel import Scratch
+from xtoken.losses.fast.p_kl import largest
 from xtoken.losses.fast.ranked import ranked_l1
+from xtoken.losses.merge import Merge
 from xtoken.projection import Projection
 
 from .cases import SAME_TOKENIZER, Case, random_case, same_tokenizer_case, value_and_grad
 
 FAST: dict[str, Callable[[Case], ChunkLoss]] = {
-    **{name: make for name, make in SAME_TOKENIZER.items() if not name.endswith(("mean", "top-3"))},
+    **{name: make for name, make in SAME_TOKENIZER.items() if not name.endswith("mean")},
     **{f"gold-{ranks}-ranks": lambda case, ranks=ranks: GOLD(case.partition, ranks=ranks) for ranks in (1, 3)},
     **{f"uld-{ranks}-ranks": lambda case, ranks=ranks: ULD(*case.sizes, ranks=ranks) for ranks in (1, 3, 8)},
 }
@@ -76,6 +78,39 @@ def test_it_is_the_reference_where_logits_are_minus_infinity(name: str, sides: s
         if sides != "student":
             case = replace(case, teacher_logits=case.teacher_logits.index_fill(-1, forbidden, float("-inf")))
         assert_is_the_reference(FAST[name](case), case, 1.0, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("top_k", [1, 4, 9])
+@pytest.mark.parametrize("within", [None, 1, 3])
+@pytest.mark.parametrize("merge", ["chain", "first"])
+def test_it_is_the_reference_on_a_top_k_signal(merge: Merge, within: int | None, top_k: int) -> None:
+    for seed, tau in ((0, 1.0), (1, 2.0), (2, 0.5)):
+        case = random_case(seed, 7, 9)
+        forbidden = case.teacher_logits.index_fill(-1, torch.tensor([0, 2, 4]), float("-inf"))
+        for each in (case, replace(case, teacher_logits=forbidden)):
+            arguments = each.signal(tau, top_k), each.index()
+            loss = PKL(each.projection, merge, within)
+            term, gradient = value_and_grad(loss, each.student_logits, *arguments)
+            expected, expected_gradient = value_and_grad(loss.reference, each.student_logits, *arguments)
+            torch.testing.assert_close(term.total, expected.total, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(dict(term.metrics), dict(expected.metrics), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 7, 60])
+def test_the_largest_by_a_sampled_threshold_are_the_largest(k: int) -> None:
+    """Also where the sample says nothing: all large columns between the sampled ones, all of them equal, or -inf."""
+    generator = torch.Generator().manual_seed(k)
+    rows = torch.randn(6, 4000, generator=generator)
+    rows[1, ::16] = 100 + torch.randn(250, generator=generator)  # only sampled columns are large
+    rows[2, ::16] = -100  # only the others are
+    rows[3] = 1.0
+    rows[4, 50:] = float("-inf")
+    for values in (rows, rows[:1], rows[1:2], rows[2:3], rows[4:5]):
+        found = largest(values, k)
+        assert found.shape == (len(values), k)
+        assert all(len(set(row)) == k for row in found.tolist())
+        torch.testing.assert_close(values.gather(1, found).sort(1).values, values.topk(k).values.sort(1).values)
 
 
 @pytest.mark.parametrize("name", sorted(FAST))

@@ -18,7 +18,7 @@ from xtoken.teachers import DenseSignal, Head, HeadSignal, LogitSignal, TeacherS
 from .cases import LOSSES, Case, random_case
 
 WIDTH = 5
-ON_HIDDEN = sorted(name for name in LOSSES if not name.endswith(("mean", "top-3")))
+ON_HIDDEN = sorted(name for name in LOSSES if not name.endswith("mean"))
 
 
 @dataclass(frozen=True)

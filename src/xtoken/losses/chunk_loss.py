@@ -34,7 +34,7 @@ class ChunkLoss(nn.Module, ABC):
 
     @abstractmethod
     def kernel(self) -> ChunkKernel | None:
-        """The fast version, for signals of whole distributions; None where there is only the reference."""
+        """The fast version; None where there is only the reference."""
 
     @abstractmethod
     def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
@@ -66,6 +66,7 @@ class ChunkLoss(nn.Module, ABC):
         check_logits(student_logits, self.student_vocab_size, teacher.temperature, "student")
         self.check(teacher, index)
         kernel = self.kernel()
-        if kernel is None or isinstance(teacher, TopKSignal) or not index.n_chunks:
+        has_fast = kernel is not None and (kernel.takes_top_k or not isinstance(teacher, TopKSignal))
+        if kernel is None or not has_fast or not index.n_chunks:
             return in_blocks(self.reference, student_logits, teacher, index)
         return from_logits(kernel, student_logits, teacher, index)

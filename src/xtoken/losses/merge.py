@@ -28,6 +28,7 @@ __all__ = [
     "check_teacher",
     "check_whole",
     "merge_rows",
+    "realised_log_prob",
     "student_chunks",
     "teacher_chunks",
 ]
@@ -191,11 +192,11 @@ def _top_k_chunks(signal: TopKSignal, index: ChunkIndex, merge: Merge) -> ChunkD
     dense = kept.new_full(shape, float("-inf")).scatter(1, signal.token_ids.index_select(0, first), kept)
     if merge == "first":
         return ChunkDistributions(dense, kept.new_zeros(shape[0]))
-    realised = _realised_log_prob(signal, index.teacher_rows, index.teacher_tokens)
+    realised = realised_log_prob(signal, index.teacher_rows, index.teacher_tokens)
     return ChunkDistributions(dense, _later_log_prob(realised, index.teacher_starts))
 
 
-def _realised_log_prob(signal: TopKSignal, rows: Tensor, tokens: Tensor) -> Tensor:
+def realised_log_prob(signal: TopKSignal, rows: Tensor, tokens: Tensor) -> Tensor:
     """log p of the text's own tokens [N]; one outside the top k gets an equal share of the tail.
 
     The share is a guess: it is too high for a token in the far tail, too low for one just past the k-th.

@@ -188,11 +188,11 @@ class PKL(ChunkLoss):
         return ProjectionTensors(self.rows, self.cols, self.values, self.reachable, self.log_lost)
 
     def kernel(self) -> ChunkKernel | None:
-        if self.merge == "mean" or self.teacher_topk is not None:
+        if self.merge == "mean":  # it compares other rows than a chunk's first
             return None
-        names = [f.name for f in fields(SplitProjection)]
-        split = SplitProjection(**{name: getattr(self, f"split_{name}") for name in names})
-        return PKLKernel(split, self.student_vocab_size, self.teacher_vocab_size, self.merge == "chain")
+        split = SplitProjection(**{f.name: getattr(self, f"split_{f.name}") for f in fields(SplitProjection)})
+        top = None if self.teacher_topk == self.teacher_vocab_size else self.teacher_topk
+        return PKLKernel(split, self.student_vocab_size, self.teacher_vocab_size, self.merge == "chain", top)
 
     def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
         tau = teacher.temperature

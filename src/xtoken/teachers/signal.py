@@ -176,6 +176,11 @@ class TopKSignal:
     vocab_size: int
     temperature: float = 1.0
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what it holds."""
+        return self.log_probs.dtype
+
 
 WholeSignal = DenseSignal | LogitSignal | HeadSignal
 TeacherSignal = WholeSignal | TopKSignal

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from xtoken.errors import XTokenError
 from xtoken.losses.cross_entropy import IGNORED_LABEL
-from xtoken.losses.fast.kernel import ChunkKernel, Rows, Scratch
+from xtoken.losses.fast.kernel import ChunkKernel, Scratch
 from xtoken.losses.fast.walk import (
     add_sums,
     block_rows,
@@ -42,7 +42,7 @@ from xtoken.losses.fast.walk import (
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.term import LossTerm
 from xtoken.teachers.head import Head
-from xtoken.teachers.signal import HeadSignal, LogitSignal, WholeSignal
+from xtoken.teachers.signal import HeadSignal, LogitSignal, TeacherSignal
 
 __all__ = ["HiddenLosses", "Lesson", "Multipliers", "Weigh", "losses_from_hidden"]
 
@@ -62,7 +62,7 @@ class Lesson:
     """
 
     kernel: ChunkKernel
-    teacher: WholeSignal
+    teacher: TeacherSignal
     index: ChunkIndex
 
 
@@ -352,7 +352,7 @@ class _HiddenWalk:
             torch.softmax(logits, -1, out=by_logits).mul_(weight).scatter_add_(1, labels, -weight)
         return total
 
-    def _teacher_block(self, number: int, begin: int, steps: range) -> tuple[WholeSignal, int]:
+    def _teacher_block(self, number: int, begin: int, steps: range) -> tuple[TeacherSignal, int]:
         """A signal to read the teacher's first rows from, and the chunk that its row 0 stands for (-1: by row)."""
         lesson, order = self.lessons[number], self.orders[number]
         if not isinstance(lesson.teacher, HeadSignal):
@@ -368,7 +368,7 @@ class _HiddenWalk:
         number: int,
         step: int,
         begin: int,
-        teacher: tuple[WholeSignal, int],
+        teacher: tuple[TeacherSignal, int],
         logits: Tensor,
         by_logits: Tensor | None,
         scale: Tensor | None,
@@ -382,13 +382,12 @@ class _HiddenWalk:
         rows_t = order.teacher_rows[a:b] if origin < 0 else torch.arange(a - origin, b - origin, device=logits.device)
         chunks, rows_s = order.chunks[a:b], order.first[a:b] - begin
         log_s, log_t = (factor[chunks] for factor in self.factors[number])
-        side_s = Rows(*read_rows(LogitSignal(logits, self.vocab_size, tau), rows_s, self.scratch, "student"), log_s)
-        side_t = Rows(*read_rows(source, rows_t, self.scratch, "teacher"), log_t)
+        side_s = read_rows(LogitSignal(logits, self.vocab_size, tau), rows_s, log_s, self.scratch, "student")
+        side_t = read_rows(source, rows_t, log_t, self.scratch, "teacher")
         found = lesson.kernel(side_s, side_t, self.scratch, by_logits is not None)
         self.on_factor[number][chunks] = found.on_factor
-        if by_logits is not None and scale is not None and found.direct is not None:
-            direct = found.direct.addcmul_(side_s.probs, found.on_probs.unsqueeze(1))
-            by_logits.index_add_(0, rows_s, direct.mul_(tau * scale))
+        if by_logits is not None and scale is not None:
+            by_logits.index_add_(0, rows_s, found.by_logits(side_s, tau * scale))
         return found.sums(tau)
 
     def _later(self, number: int, step: int, begin: int, logits: Tensor, by_logits: Tensor, scale: Tensor) -> None:

@@ -12,6 +12,7 @@ vectors of unpaired probabilities, each times its factor.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,8 @@ class HybridKernel:
     common_weight: float
     remainder_weight: float
     top: int | None
+
+    takes_top_k: ClassVar[bool] = False
 
     def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
         k, log_s, log_t = len(student.log_factor), student.log_factor, teacher.log_factor

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Protocol
 
@@ -44,19 +45,38 @@ class Scratch:
         return flat[:size].view(shape)
 
 
-@dataclass(frozen=True)
 class Rows:
-    """One side of K chunks. A kernel may overwrite all of the teacher's and the student's `log_probs`, not its `probs`.
+    """One side of K chunks: its distributions, made when they are asked for, and its factors.
+
+    A kernel may overwrite the teacher's tensors and the student's `log_probs`, but not the student's `probs`.
 
     Attributes:
-        log_probs: [K, V], nats.
-        probs: [K, V], its exponential.
         log_factor: [K], nats, at most 0: the later tokens; 0 for `first`.
+        token_ids: int64 [K, k], what the columns stand for in a top-k signal; None where they are the vocabulary.
     """
 
-    log_probs: Tensor
-    probs: Tensor
-    log_factor: Tensor
+    def __init__(
+        self, logits: Tensor, log_factor: Tensor, scratch: Scratch, side: str, token_ids: Tensor | None = None
+    ) -> None:
+        """Takes logits [K, V], or the log-probabilities [K, k] of a top-k signal."""
+        self._logits, self._scratch, self._side = logits, scratch, side
+        self.log_factor, self.token_ids = log_factor, token_ids
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """[K, V], nats."""
+        if self.token_ids is not None:
+            return self._logits
+        out = self._scratch.take(f"{self._side} log_probs", *self._logits.shape)
+        return torch.log_softmax(self._logits, -1, out=out)
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """[K, V]. A second softmax and no exponential: on the CPU torch's fused softmax is the quicker of the two."""
+        if self.token_ids is not None:
+            return self._logits.exp()
+        out = self._scratch.take(f"{self._side} probs", *self._logits.shape)
+        return torch.softmax(self._logits, -1, out=out)
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,7 @@ class KernelResult:
     Attributes:
         values: [K], the loss of each chunk.
         direct: [K, V_S], may be a scratch buffer; None where no gradient was asked for.
-        on_probs: [K].
+        on_probs: [K], or None where it is 0 throughout.
         on_factor: [K].
         parts: [K] each, what the value is made of or off by; they take its factor tau^2.
         metrics: [K] each, of other kinds.
@@ -74,10 +94,17 @@ class KernelResult:
 
     values: Tensor
     direct: Tensor | None
-    on_probs: Tensor
+    on_probs: Tensor | None
     on_factor: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def by_logits(self, student: Rows, scale: float | Tensor) -> Tensor:
+        """scale * d value / d logits [K, V_S]; it overwrites `direct`."""
+        assert self.direct is not None  # a gradient was asked for
+        if self.on_probs is not None:
+            self.direct.addcmul_(student.probs, self.on_probs.unsqueeze(1))
+        return self.direct if isinstance(scale, float) and scale == 1 else self.direct.mul_(scale)
 
     def sums(self, tau: float) -> dict[str, Tensor]:
         """`total`, the parts and the metrics, summed over the chunks."""
@@ -101,6 +128,10 @@ class ChunkKernel(Protocol):
     @property
     def uses_later_tokens(self) -> bool:
         """Whether `log_factor` counts (`chain`)."""
+
+    @property
+    def takes_top_k(self) -> bool:
+        """Whether the teacher's side may be a top-k signal."""
 
     def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
         """The loss of K chunks and, where asked for, its gradient."""

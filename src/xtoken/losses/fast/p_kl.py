@@ -18,6 +18,7 @@ float64, where a probability is 0 only below e^-745; the permutation stays in lo
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,9 +30,14 @@ from xtoken.losses.divergence import LOG_OF_ZERO
 from xtoken.losses.fast.kernel import KernelResult, Rows, Scratch
 from xtoken.losses.logspace import NEG_INF
 
-__all__ = ["PKLKernel", "SplitProjection", "dot_and_spoil", "split_projection"]
+__all__ = ["PKLKernel", "SplitProjection", "dot_and_spoil", "largest", "split_projection"]
+
+_NAN, _INF = float("nan"), float("inf")
 
 Ints = NDArray[np.int64]
+
+# Rows of W sum to 1 but for the float32 rounding of up to four entries.
+_ROW_SUM_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class SplitProjection:
         by_teacher_weights: float64 [E].
         by_student, by_student_starts, by_student_weights: the same, row by row, places in `teacher_ids`.
         unreachable: int64, the teacher columns without an entry, rising.
+        source: int64 [V_T], where each teacher column's probability is found: below V_S its one student token, then the
+            remainder's columns in the order of `teacher_ids`, then V_S + C for a column out of reach.
+        lossy: int64, student tokens whose row sums to less than 1, rising.
+        lost: float64, the share of each of them that W does not carry.
     """
 
     partner: Tensor
@@ -61,6 +71,9 @@ class SplitProjection:
     by_student_starts: Tensor
     by_student_weights: Tensor
     unreachable: Tensor
+    source: Tensor
+    lossy: Tensor
+    lost: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -79,9 +92,15 @@ def split_projection(rows: Ints, cols: Ints, values: NDArray[np.floating], shape
     renamed = (row_entries[rows] == 1) & (col_entries[cols] == 1) & (values == 1)
     partner = np.full(size_s, -1, np.int64)
     partner[rows[renamed]] = cols[renamed]
+    lost = 1 - np.bincount(rows, weights=values, minlength=size_s)
+    lossy = np.flatnonzero(lost > _ROW_SUM_TOLERANCE)
+    permuted = rows[renamed], cols[renamed]
     rows, cols, values = rows[~renamed], cols[~renamed], values[~renamed].astype(np.float64)
     student_ids, row_of = np.unique(rows, return_inverse=True)
     teacher_ids, col_of = np.unique(cols, return_inverse=True)
+    source = np.full(size_t, size_s + len(teacher_ids), np.int64)
+    source[permuted[1]] = permuted[0]
+    source[teacher_ids] = size_s + np.arange(len(teacher_ids))
     by_col, by_row = np.lexsort((row_of, col_of)), np.lexsort((col_of, row_of))
     arrays = {
         "partner": np.maximum(partner, 0),
@@ -95,6 +114,9 @@ def split_projection(rows: Ints, cols: Ints, values: NDArray[np.floating], shape
         "by_student_starts": _starts(row_of, len(student_ids)),
         "by_student_weights": values[by_row],
         "unreachable": np.flatnonzero(col_entries == 0),
+        "source": source,
+        "lossy": lossy,
+        "lost": lost[lossy],
     }
     return SplitProjection(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 
@@ -105,47 +127,63 @@ def _starts(segment: Ints, n_segments: int) -> Ints:
 
 @dataclass(frozen=True)
 class PKLKernel:
-    """P-KL of K chunks; see the module.
+    """P-KL of K chunks: on all reachable columns (see the module), or on the most probable of them (`_on_subset`).
 
     Attributes:
         w: the projection.
         student_vocab_size, teacher_vocab_size: V_S and V_T.
         uses_later_tokens: `chain` rather than `first`.
+        top: how many of a chunk's most probable reachable columns to compare on; None for all, or for all that a top-k
+            signal has.
     """
 
     w: SplitProjection
     student_vocab_size: int
     teacher_vocab_size: int
     uses_later_tokens: bool
+    top: int | None
+    takes_top_k: ClassVar[bool] = True
 
     def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
-        w, k = self.w, len(student.log_factor)
-        uncovered = teacher.probs.gather(1, w.unreachable.expand(k, -1)).sum(dim=1)
-        probs_t = teacher.probs.scatter_(1, w.unreachable.expand(k, -1), 0.0)
-        reached = probs_t.sum(dim=1)
-        own = dot_and_spoil(teacher.log_probs, probs_t, log_of_zero=0.0)
-        moved = torch.gather(probs_t, 1, w.partner.expand(k, -1), out=scratch.take("moved", k, self.student_vocab_size))
-        moved.scatter_(1, w.others.expand(k, -1), 0.0)
-        cross, pull = self._remainder(student, probs_t)
-        alive = torch.gt(student.log_probs, NEG_INF, out=scratch.take("alive", *moved.shape, dtype=torch.bool))
-        cross = cross + dot_and_spoil(student.log_probs, moved, log_of_zero=LOG_OF_ZERO)
-        moved.mul_(alive).scatter_(1, w.student_ids.expand(k, -1), pull)
-        return _assemble(student, teacher, moved, (reached, own, cross, uncovered))
+        if self.top is None and teacher.token_ids is None:
+            return _on_all(self.w, student, teacher, scratch)
+        return _on_subset(self.w, self.top, student, teacher, scratch)
 
-    def _remainder(self, student: Rows, probs_t: Tensor) -> tuple[Tensor, Tensor]:
-        """sum_j P_j log q_j over the remainder's columns [K], and G on its rows [K, U].
 
-        Tables are [U, K] and [C, K], so that each entry of W reads K neighbouring numbers.
-        """
-        w, k, dtype = self.w, len(student.log_factor), student.log_probs.dtype
-        p = _table(student.log_probs, w.student_ids).exp_()
-        q = _weighted_sums(p, w.by_teacher, w.by_teacher_starts, w.by_teacher_weights)
-        target = _table(probs_t, w.teacher_ids)
-        log_q = q.log().nan_to_num_(nan=float("nan"), posinf=float("inf"), neginf=LOG_OF_ZERO)
-        cross = log_q.mul_(target).sum(dim=0)
-        pushed = target.div_(q).masked_fill_(q == 0, 0)
-        pull = p.mul_(_weighted_sums(pushed, w.by_student, w.by_student_starts, w.by_student_weights))
-        return cross.to(dtype), pull.t().to(dtype).reshape(k, -1)
+def _on_all(w: SplitProjection, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
+    k, v_s = len(student.log_factor), len(w.partner)
+    uncovered = teacher.probs.gather(1, w.unreachable.expand(k, -1)).sum(dim=1)
+    probs_t = teacher.probs.scatter_(1, w.unreachable.expand(k, -1), 0.0)
+    reached = probs_t.sum(dim=1)
+    own = dot_and_spoil(teacher.log_probs, probs_t, log_of_zero=0.0)
+    moved = torch.gather(probs_t, 1, w.partner.expand(k, -1), out=scratch.take("moved", k, v_s))
+    moved.scatter_(1, w.others.expand(k, -1), 0.0)
+
+    p, q = remainder_tables(student.log_probs, w)
+    target = _table(probs_t, w.teacher_ids)
+    cross = (target * q.log().nan_to_num_(nan=_NAN, posinf=_INF, neginf=LOG_OF_ZERO)).sum(dim=0).to(moved.dtype)
+    pull = remainder_pull(p, target.div_(q).masked_fill_(q == 0, 0), w)
+
+    alive = torch.gt(student.log_probs, NEG_INF, out=scratch.take("alive", *moved.shape, dtype=torch.bool))
+    cross = cross + dot_and_spoil(student.log_probs, moved, log_of_zero=LOG_OF_ZERO)
+    moved.mul_(alive).scatter_(1, w.student_ids.expand(k, -1), pull.to(moved.dtype))
+    values, scale, held = _values(student, teacher, reached, own, cross, moved.sum(dim=1))
+    moved.mul_(-scale.unsqueeze(1))
+    return KernelResult(values, moved, scale * held, -scale * held, metrics={"uncovered_mass": uncovered})
+
+
+def remainder_tables(log_probs: Tensor, w: SplitProjection) -> tuple[Tensor, Tensor]:
+    """p [U, K] on the remainder's rows and q = W^T p [C, K] on its columns, float64.
+
+    Tables of columns by chunks, so that each entry of W reads K neighbouring numbers.
+    """
+    p = _table(log_probs, w.student_ids).exp_()
+    return p, _weighted_sums(p, w.by_teacher, w.by_teacher_starts, w.by_teacher_weights)
+
+
+def remainder_pull(p: Tensor, pushed: Tensor, w: SplitProjection) -> Tensor:
+    """p_i sum_j W_ij pushed_j of the remainder's rows [K, U]; overwrites p."""
+    return p.mul_(_weighted_sums(pushed, w.by_student, w.by_student_starts, w.by_student_weights)).t()
 
 
 def _table(rows: Tensor, columns: Tensor) -> Tensor:
@@ -160,20 +198,120 @@ def _weighted_sums(table: Tensor, entries: Tensor, starts: Tensor, weights: Tens
 
 def dot_and_spoil(log_probs: Tensor, probs: Tensor, log_of_zero: float) -> Tensor:
     """sum of p log q over the columns, with a number for log 0; `log_probs` is overwritten."""
-    log_probs.nan_to_num_(nan=float("nan"), posinf=float("inf"), neginf=log_of_zero)
-    return log_probs.mul_(probs).sum(dim=1)
+    return log_probs.nan_to_num_(nan=_NAN, posinf=_INF, neginf=log_of_zero).mul_(probs).sum(dim=1)
 
 
-def _assemble(student: Rows, teacher: Rows, moved: Tensor, sums: tuple[Tensor, Tensor, Tensor, Tensor]) -> KernelResult:
-    """The formulas of the module from its sums; `moved` holds G and becomes the gradient."""
-    reached, own, cross, uncovered = sums
+def _values(
+    student: Rows, teacher: Rows, reached: Tensor, own: Tensor, cross: Tensor, held: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The value of the module's formula, F_T / R, and R m; the last two are 0 where nothing can be learnt."""
     log_s, log_t = student.log_factor, teacher.log_factor
     counts = (reached != 0) & (log_t != NEG_INF)
     possible = log_s != NEG_INF  # else the student gives the chain no probability at all: every q is 0
-    held = torch.where(possible, moved.sum(dim=1), 0)
+    held = torch.where(possible, held, 0)
     cross = torch.where(possible, cross + held * torch.where(possible, log_s, 0), reached * LOG_OF_ZERO)
     reached, log_t = torch.where(counts, reached, 1), torch.where(counts, log_t, 0)
     scale = torch.where(counts, log_t.exp() / reached, 0)
     values = torch.where(counts, scale * (own - cross + reached * (log_t - reached.log())), 0)
-    direct = moved.mul_(torch.where(possible, -scale, 0).unsqueeze(1))
-    return KernelResult(values, direct, scale * held, -scale * held, metrics={"uncovered_mass": uncovered})
+    return values, torch.where(possible, scale, 0), held
+
+
+def _on_subset(w: SplitProjection, top: int | None, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
+    """P-KL on each chunk's subset S of columns, both sides renormalised there.
+
+    With D = sum over S of q + the mass that W loses, the student is q / D on S, so that
+
+        value = F_T * ( sum over S of P_j (log P_j - log q_j) / R - log R + log F_T - m (log F_S - log D) )
+        d value / d logits = F_T ( m a - G / R ),   a_i = p_i ( sum over S of W_ij + lost_i ) / D,
+
+    whose entries are 0 but on the sources of S and on tokens that W loses: the term m p is gone, since a sums to 1 as p
+    does. So nothing is done over whole vocabularies but the two softmaxes and the choice of S.
+    """
+    k, width = len(student.log_factor), len(w.partner)
+    log_p, source, uncovered = _subset(w, top, teacher)
+    probs = log_p.exp()
+    reached, own = probs.sum(dim=1), (probs * log_p.nan_to_num(nan=_NAN, posinf=_INF, neginf=0.0)).sum(dim=1)
+
+    p, q = remainder_tables(student.log_probs, w)
+    columns = width + len(w.teacher_ids) + 1  # the last one: out of reach, or no column at all
+    everything = scratch.take("everything", k, columns)
+    everything[:, :width] = student.log_probs
+    everything[:, width : columns - 1] = q.log().t()
+    everything[:, columns - 1] = NEG_INF
+    log_q = everything.gather(1, source)
+    lost = student.log_probs.gather(1, w.lossy.expand(k, -1)) + w.lost.log().to(log_q.dtype)
+    log_d = torch.cat([log_q, lost], dim=1).logsumexp(dim=1)
+    log_d = torch.where(log_d == NEG_INF, 0, log_d)
+
+    alive = probs * (log_q != NEG_INF)
+    held = alive.sum(dim=1)
+    cross = (probs * log_q.nan_to_num(nan=_NAN, posinf=_INF, neginf=LOG_OF_ZERO)).sum(dim=1) - held * log_d
+    values, scale, held = _values(student, teacher, reached, own, cross, held)
+
+    # By q_j, times q_j on the permutation, where q_j is p_i; the remainder's share is carried back by W.
+    share = (held * scale).unsqueeze(1)
+    by_log_q = share * (log_q - log_d.unsqueeze(1)).exp() - scale.unsqueeze(1) * alive
+    gradient = everything.zero_().scatter_(1, source, by_log_q)
+    pushed = gradient[:, width : columns - 1].t().double().div_(q).masked_fill_(q == 0, 0)
+    direct = gradient[:, :width]
+    direct.scatter_add_(1, w.student_ids.expand(k, -1), remainder_pull(p, pushed, w).to(direct.dtype))
+    direct.scatter_add_(1, w.lossy.expand(k, -1), share * (lost - log_d.unsqueeze(1)).exp())
+    return KernelResult(values, direct, None, -scale * held, metrics={"uncovered_mass": uncovered})
+
+
+def _subset(w: SplitProjection, top: int | None, teacher: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """log P on S [K, k], where the student's probability of each column is found [K, k], and the mass out of reach.
+
+    A column out of reach, or without any probability, is none of S: it keeps its place with log P = -inf.
+    """
+    k, nowhere = len(teacher.log_factor), len(w.partner) + len(w.teacher_ids)
+    log_p, ids = teacher.log_probs, teacher.token_ids
+    if ids is None:
+        unreachable = w.unreachable.expand(k, -1)
+        uncovered = log_p.gather(1, unreachable).exp_().sum(dim=1)
+        log_p.scatter_(1, unreachable, NEG_INF)
+        assert top is not None
+        ids = largest(log_p, top)
+        log_p = log_p.gather(1, ids)
+    else:
+        reachable = w.source[ids] < nowhere
+        uncovered = torch.where(reachable, 0, log_p.exp()).sum(dim=1)
+        log_p = torch.where(reachable, log_p, NEG_INF)
+        if top is not None and top < ids.shape[1]:
+            log_p, kept = log_p.topk(top, dim=1)
+            ids = ids.gather(1, kept)
+    return log_p, torch.where(log_p == NEG_INF, nowhere, w.source[ids]), uncovered
+
+
+# Every so many columns are looked at for a threshold that a little more than k columns reach.
+_SAMPLE_STEP = 16
+
+
+def largest(values: Tensor, k: int) -> Tensor:
+    """The places of the k largest entries of each row, in any order.
+
+    torch's topk takes longer on a CPU than all else in the loss. There a threshold from a sample of the columns leaves
+    a few more than k candidates, and the k largest of those are exact; where a sample misled, topk does it all.
+
+    Args:
+        values: [K, V]; ties at the k-th are broken in any way.
+        k: 1 to V.
+
+    Returns:
+        int64 [K, k].
+    """
+    n, width = values.shape
+    expected = k / _SAMPLE_STEP
+    rank = int(expected + 4 * expected**0.5) + 1  # four standard deviations of the count of a random sample
+    if values.device.type != "cpu" or 4 * rank * _SAMPLE_STEP > width:
+        return values.topk(k, dim=1, sorted=False).indices
+    threshold = values[:, ::_SAMPLE_STEP].topk(rank, dim=1).values[:, -1:]
+    row, column = (values >= threshold).nonzero(as_tuple=True)
+    counts = torch.bincount(row, minlength=n)
+    if int(counts.min()) < k:
+        return values.topk(k, dim=1, sorted=False).indices
+    place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    shape = n, int(counts.max())
+    candidates = values.new_full(shape, NEG_INF).index_put_((row, place), values[row, column])
+    columns = row.new_zeros(shape).index_put_((row, place), column)
+    return columns.gather(1, candidates.topk(k, dim=1, sorted=False).indices)

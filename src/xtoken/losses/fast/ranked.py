@@ -12,6 +12,7 @@ so the result is never above the exact one and at most 2 min(a, b) below it: the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,8 @@ class ULDKernel:
     teacher_vocab_size: int
     uses_later_tokens: bool
     top: int | None
+
+    takes_top_k: ClassVar[bool] = False
 
     def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
         factor = student.log_factor.exp().unsqueeze(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -25,6 +26,8 @@ class SameTokenizerKernel:
     student_vocab_size: int
     teacher_vocab_size: int
     uses_later_tokens: bool = False
+
+    takes_top_k: ClassVar[bool] = False
 
     def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
         probs_t = teacher.probs

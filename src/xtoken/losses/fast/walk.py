@@ -20,8 +20,9 @@ from torch.autograd.function import once_differentiable
 
 from xtoken.losses.fast.kernel import ChunkKernel, Rows, Scratch
 from xtoken.losses.index import ChunkIndex
+from xtoken.losses.merge import realised_log_prob
 from xtoken.losses.term import LossTerm
-from xtoken.teachers.signal import LogitSignal, WholeSignal
+from xtoken.teachers.signal import LogitSignal, TeacherSignal, TopKSignal, WholeSignal
 
 __all__ = [
     "add_sums",
@@ -40,7 +41,7 @@ _CPU_ELEMENTS = 2**20
 _OTHER_ELEMENTS = 2**25
 
 
-def from_logits(kernel: ChunkKernel, logits: Tensor, teacher: WholeSignal, index: ChunkIndex) -> LossTerm:
+def from_logits(kernel: ChunkKernel, logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
     """The kernel's loss over all chunks, times tau^2.
 
     Args:
@@ -79,7 +80,7 @@ class _Walk(torch.autograd.Function):
 
 
 def _walk(
-    kernel: ChunkKernel, logits: Tensor, teacher: WholeSignal, index: ChunkIndex, gradient: Tensor | None
+    kernel: ChunkKernel, logits: Tensor, teacher: TeacherSignal, index: ChunkIndex, gradient: Tensor | None
 ) -> dict[str, Tensor]:
     """`total` and the metrics, summed over the chunks; `gradient` [R, W] is filled in row by row."""
     tau = teacher.temperature
@@ -92,15 +93,13 @@ def _walk(
     first_t = index.teacher_rows[index.teacher_starts[:-1]]
     sums: dict[str, Tensor] = {}
     for chunks in blocks(index.n_chunks, size):
-        side_s = Rows(*read_rows(student, first_s[chunks], scratch, "student"), log_s[chunks])
-        side_t = Rows(*read_rows(teacher, first_t[chunks], scratch, "teacher"), log_t[chunks])
+        side_s = read_rows(student, first_s[chunks], log_s[chunks], scratch, "student")
+        side_t = read_rows(teacher, first_t[chunks], log_t[chunks], scratch, "teacher")
         found = kernel(side_s, side_t, scratch, gradient is not None)
         on_factor[chunks] = found.on_factor
         add_sums(sums, found.sums(tau))
         if gradient is not None:
-            assert found.direct is not None
-            direct = found.direct.addcmul_(side_s.probs, found.on_probs.unsqueeze(1))
-            _write(gradient, first_s[chunks], direct, tau)
+            _write(gradient, first_s[chunks], found.by_logits(side_s, tau))
     if gradient is not None and kernel.uses_later_tokens:
         _later_gradient(student, index, on_factor, scratch, size, gradient)
     return sums
@@ -111,18 +110,16 @@ def _later_gradient(
 ) -> None:
     """The rows of the later tokens: d log F_S / d logits = onehot - p."""
     entries, chunk = later_entries(index.student_starts, len(index.student_rows))
-    rows, tokens, weight = index.student_rows[entries], index.student_tokens[entries], on_factor[chunk].unsqueeze(1)
+    rows, tokens = index.student_rows[entries], index.student_tokens[entries]
+    weight = student.temperature * on_factor[chunk].unsqueeze(1)
     for part in blocks(len(entries), size):
         logits = read_logits(student, rows[part], scratch, "later")
         probs = torch.softmax(logits, -1, out=scratch.take("later probs", *logits.shape))
         probs.mul_(-weight[part]).scatter_add_(1, tokens[part].unsqueeze(1), weight[part])
-        _write(gradient, rows[part], probs, student.temperature)
+        _write(gradient, rows[part], probs)
 
 
-def _write(gradient: Tensor, rows: Tensor, values: Tensor, tau: float) -> None:
-    """Rows of the gradient by the logits: tau^2 of the loss over tau of the softmax."""
-    if tau != 1:
-        values.mul_(tau)
+def _write(gradient: Tensor, rows: Tensor, values: Tensor) -> None:
     gradient[:, : values.shape[1]].index_copy_(0, rows, values.to(gradient.dtype))
 
 
@@ -150,15 +147,12 @@ def add_sums(sums: dict[str, Tensor], found: dict[str, Tensor]) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
 
-def read_rows(signal: WholeSignal, rows: Tensor, scratch: Scratch, side: str) -> tuple[Tensor, Tensor]:
-    """log-probabilities and probabilities [n, V] of some rows, in the buffers of a side.
-
-    Two softmaxes and no exponential: torch's fused softmax is quicker on the CPU than its exp, which takes care of the
-    numbers below the smallest normal one.
-    """
-    logits = read_logits(signal, rows, scratch, side)
-    log_probs, probs = (scratch.take(f"{side} {what}", *logits.shape) for what in ("log_probs", "probs"))
-    return torch.log_softmax(logits, -1, out=log_probs), torch.softmax(logits, -1, out=probs)
+def read_rows(signal: TeacherSignal, rows: Tensor, log_factor: Tensor, scratch: Scratch, side: str) -> Rows:
+    """One side of the chunks whose first rows these are, in the buffers of a side."""
+    if isinstance(signal, TopKSignal):
+        kept = signal.log_probs.index_select(0, rows).to(scratch.dtype)
+        return Rows(kept, log_factor, scratch, side, signal.token_ids.index_select(0, rows))
+    return Rows(read_logits(signal, rows, scratch, side), log_factor, scratch, side)
 
 
 def read_logits(signal: WholeSignal, rows: Tensor, scratch: Scratch, side: str) -> Tensor:
@@ -179,7 +173,7 @@ def later_entries(starts: Tensor, n_entries: int) -> tuple[Tensor, Tensor]:
 
 
 def chain_factors(
-    kernel: ChunkKernel, student: WholeSignal, teacher: WholeSignal, index: ChunkIndex, scratch: Scratch, size: int
+    kernel: ChunkKernel, student: WholeSignal, teacher: TeacherSignal, index: ChunkIndex, scratch: Scratch, size: int
 ) -> tuple[Tensor, Tensor]:
     """log F of both sides, [K] each: the log-probability of each chunk's later tokens, 0 where none counts."""
     sides = (
@@ -192,8 +186,16 @@ def chain_factors(
         if kernel.uses_later_tokens:
             entries, chunk = later_entries(starts, len(rows))
             for part in blocks(len(entries), size):
-                logits = read_logits(signal, rows[entries[part]], scratch, "later")
-                log_probs = torch.log_softmax(logits, -1, out=scratch.take("later log_probs", *logits.shape))
-                factor.index_add_(0, chunk[part], log_probs.gather(1, tokens[entries[part]].unsqueeze(1)).squeeze(1))
+                at = entries[part]
+                factor.index_add_(0, chunk[part], _realised(signal, rows[at], tokens[at], scratch))
         factors.append(factor)
     return factors[0], factors[1]
+
+
+def _realised(signal: TeacherSignal, rows: Tensor, tokens: Tensor, scratch: Scratch) -> Tensor:
+    """log p of the text's own tokens [n]."""
+    if isinstance(signal, TopKSignal):
+        return realised_log_prob(signal, rows, tokens).to(scratch.dtype)
+    logits = read_logits(signal, rows, scratch, "later")
+    log_probs = torch.log_softmax(logits, -1, out=scratch.take("later log_probs", *logits.shape))
+    return log_probs.gather(1, tokens.unsqueeze(1)).squeeze(1)
