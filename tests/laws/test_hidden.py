@@ -206,14 +206,32 @@ def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_keep_theirs() -> N
     torch.testing.assert_close(torch.autograd.grad(3 * found.loss, hidden)[0], gradients[0], rtol=1e-10, atol=1e-12)
 
 
-def test_a_second_backward_is_an_error_that_says_why() -> None:
+def test_a_second_backward_needs_the_graph_kept_and_then_gets_the_same() -> None:
+    """Both ways: from hidden states and from logits. What the first one gave is not touched by the second."""
     case = random_case()
     inputs = leaves(Models.of(case))
     one = Multipliers(torch.tensor(1.0), [])
-    found = losses_from_hidden(inputs[0], Head(inputs[1]), targets_of(labels_of(case)), case.sizes[0], [], one)
-    found.loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="hand out their gradient at the first backward"):
-        found.loss.backward()
+
+    def from_states() -> Tensor:
+        return losses_from_hidden(inputs[0], Head(inputs[1]), targets_of(labels_of(case)), case.sizes[0], [], one).loss
+
+    logits = case.student_logits.clone().requires_grad_()
+
+    def from_logits() -> Tensor:
+        return LOSSES["p-kl-chain"](case)(logits, case.signal(), case.index()).total
+
+    def text() -> Tensor:
+        return cross_entropy(logits, labels_of(case), case.sizes[0]).total
+
+    for make, leaf in ((from_states, inputs[0]), (from_logits, logits), (text, logits)):
+        (expected,) = torch.autograd.grad(make(), leaf)
+        loss = make()
+        (first,) = torch.autograd.grad(2 * loss, leaf, retain_graph=True)
+        (second,) = torch.autograd.grad(3 * loss, leaf)
+        torch.testing.assert_close(first, 2 * expected)
+        torch.testing.assert_close(second, 3 * expected)
+        with pytest.raises(RuntimeError, match="second backward through it needs retain_graph=True"):
+            torch.autograd.grad(loss, leaf)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xtoken.losses.fast.handover import hand_out, keep_for_backward
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.term import LossTerm
 from xtoken.teachers.signal import TeacherSignal
@@ -84,8 +85,7 @@ class _Blocks(torch.autograd.Function):
             found = LossTerm(found.total.detach(), found.count, found.metrics)
             term = found if term is None else term + found
         assert term is not None  # there are more chunks than fit one block
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
+        keep_for_backward(ctx, [gradient])
         names.extend(term.metrics)
         ctx.mark_non_differentiable(term.count, *term.metrics.values())
         return term.total, term.count, *term.metrics.values()
@@ -93,8 +93,7 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Any, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None, None, None, None
+        return (*hand_out(ctx, grad_output), None, None, None, None, None)
 
 
 def _split(index: ChunkIndex, size: int) -> Iterator[ChunkIndex]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from xtoken.errors import XTokenError
+from xtoken.losses.fast.handover import hand_out, keep_for_backward
 from xtoken.losses.fast.walk import block_rows, blocks
 from xtoken.losses.term import LossTerm
 
@@ -81,12 +82,10 @@ class _CrossEntropy(torch.autograd.Function):
             if gradient is not None:
                 by_logits = block.softmax(dim=-1).scatter_add_(1, labels[part], block.new_full(labels[part].shape, -1))
                 gradient[part, :width] = torch.where(counts[part], by_logits, 0).to(gradient.dtype)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
+        keep_for_backward(ctx, [gradient])
         return total
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None
+        return (*hand_out(ctx, grad_output), None, None)

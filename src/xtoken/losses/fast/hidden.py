@@ -13,8 +13,7 @@ the forward products.
 
 Within a block the rows are walked a few at a time, as many as fit the caches. Chunks are met in the order of their
 first row; how many fall in each step is read from the device, once a call. Memory beyond inputs and gradients: two
-blocks of student logits, one of a teacher's, and the steps' buffers. Differentiable once, by one backward: the
-gradient is handed out and not kept.
+blocks of student logits, one of a teacher's, and the steps' buffers. Differentiable once.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from xtoken.errors import XTokenError
 from xtoken.losses.cross_entropy import IGNORED_LABEL
+from xtoken.losses.fast.handover import hand_out, keep_for_backward
 from xtoken.losses.fast.kernel import ChunkKernel, Scratch
 from xtoken.losses.fast.walk import (
     add_sums,
@@ -159,21 +159,14 @@ class _FromHidden(torch.autograd.Function):
             gradients = _Gradients.zeros(hidden, weight, bias, needs) if any(needs) else None
             walk.run(multipliers, gradients)
         found.extend(walk.terms)
-        ctx.gradients = None if gradients is None else gradients.tensors(master)
+        keep_for_backward(ctx, [] if gradients is None else gradients.tensors(master))
         weights = [multipliers.cross_entropy, *multipliers.lessons]
         return torch.stack([m * term.total for m, term in zip(weights, walk.terms, strict=True)]).sum()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError(
-                "the losses from hidden states hand out their gradient at the first backward and keep no copy (the "
-                "head's alone may be a gigabyte): call the function again for a second one."
-            )
-        scaled = [None if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients]
-        return (*scaled, None, None, None, None, None, None)
+        return (*hand_out(ctx, grad_output), None, None, None, None, None, None)
 
 
 @dataclass(frozen=True)

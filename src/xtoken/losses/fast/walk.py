@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xtoken.losses.fast.handover import hand_out, keep_for_backward
 from xtoken.losses.fast.kernel import ChunkKernel, Rows, Scratch
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.merge import realised_log_prob
@@ -65,8 +66,7 @@ class _Walk(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         sums = _walk(kernel, logits, teacher, index, gradient)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
+        keep_for_backward(ctx, [gradient])
         total = sums.pop("total")
         names.extend(sums)
         ctx.mark_non_differentiable(*sums.values())
@@ -75,8 +75,7 @@ class _Walk(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Any, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None, None, None
+        return (*hand_out(ctx, grad_output), None, None, None, None)
 
 
 def _walk(
