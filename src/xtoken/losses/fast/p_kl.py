@@ -28,9 +28,10 @@ from torch.nn.functional import embedding_bag
 
 from xtoken.losses.divergence import LOG_OF_ZERO
 from xtoken.losses.fast.kernel import KernelResult, Rows, Scratch
+from xtoken.losses.fast.largest import largest
 from xtoken.losses.logspace import NEG_INF
 
-__all__ = ["PKLKernel", "SplitProjection", "dot_and_spoil", "largest", "split_projection"]
+__all__ = ["PKLKernel", "SplitProjection", "dot_and_spoil", "split_projection"]
 
 _NAN, _INF = float("nan"), float("inf")
 
@@ -46,7 +47,7 @@ class SplitProjection:
 
     Attributes:
         partner: int64 [V_S], the teacher column of each student token of the permutation; any for the others.
-        others: int64, the student tokens outside the permutation, rising: `student_ids` and those with an empty row.
+        is_renamed: float32 [V_S], 1 on the permutation and 0 elsewhere.
         student_ids: int64 [U], rows of the remainder, rising.
         teacher_ids: int64 [C], columns of the remainder, rising.
         by_teacher: int64 [E], the place in `student_ids` of each entry, column by column.
@@ -54,6 +55,8 @@ class SplitProjection:
         by_teacher_weights: float64 [E].
         by_student, by_student_starts, by_student_weights: the same, row by row, places in `teacher_ids`.
         unreachable: int64, the teacher columns without an entry, rising.
+        is_reachable: float32 [V_T], 1 on those with one and 0 elsewhere.
+        barrier: float32 [V_T], its logarithm.
         source: int64 [V_T], where each teacher column's probability is found: below V_S its one student token, then the
             remainder's columns in the order of `teacher_ids`, then V_S + C for a column out of reach.
         lossy: int64, student tokens whose row sums to less than 1, rising.
@@ -61,7 +64,7 @@ class SplitProjection:
     """
 
     partner: Tensor
-    others: Tensor
+    is_renamed: Tensor
     student_ids: Tensor
     teacher_ids: Tensor
     by_teacher: Tensor
@@ -71,6 +74,8 @@ class SplitProjection:
     by_student_starts: Tensor
     by_student_weights: Tensor
     unreachable: Tensor
+    is_reachable: Tensor
+    barrier: Tensor
     source: Tensor
     lossy: Tensor
     lost: Tensor
@@ -104,7 +109,7 @@ def split_projection(rows: Ints, cols: Ints, values: NDArray[np.floating], shape
     by_col, by_row = np.lexsort((row_of, col_of)), np.lexsort((col_of, row_of))
     arrays = {
         "partner": np.maximum(partner, 0),
-        "others": np.flatnonzero(partner < 0),
+        "is_renamed": (partner >= 0).astype(np.float32),
         "student_ids": student_ids,
         "teacher_ids": teacher_ids,
         "by_teacher": row_of[by_col],
@@ -114,6 +119,8 @@ def split_projection(rows: Ints, cols: Ints, values: NDArray[np.floating], shape
         "by_student_starts": _starts(row_of, len(student_ids)),
         "by_student_weights": values[by_row],
         "unreachable": np.flatnonzero(col_entries == 0),
+        "is_reachable": (col_entries > 0).astype(np.float32),
+        "barrier": np.where(col_entries > 0, 0, -np.inf).astype(np.float32),
         "source": source,
         "lossy": lossy,
         "lost": lost[lossy],
@@ -153,11 +160,11 @@ class PKLKernel:
 def _on_all(w: SplitProjection, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
     k, v_s = len(student.log_factor), len(w.partner)
     uncovered = teacher.probs.gather(1, w.unreachable.expand(k, -1)).sum(dim=1)
-    probs_t = teacher.probs.scatter_(1, w.unreachable.expand(k, -1), 0.0)
+    probs_t = teacher.probs.mul_(w.is_reachable)
     reached = probs_t.sum(dim=1)
     own = dot_and_spoil(teacher.log_probs, probs_t, log_of_zero=0.0)
     moved = torch.gather(probs_t, 1, w.partner.expand(k, -1), out=scratch.take("moved", k, v_s))
-    moved.scatter_(1, w.others.expand(k, -1), 0.0)
+    moved.mul_(w.is_renamed)
 
     p, q = remainder_tables(student.log_probs, w)
     target = _table(probs_t, w.teacher_ids)
@@ -267,9 +274,8 @@ def _subset(w: SplitProjection, top: int | None, teacher: Rows) -> tuple[Tensor,
     k, nowhere = len(teacher.log_factor), len(w.partner) + len(w.teacher_ids)
     log_p, ids = teacher.log_probs, teacher.token_ids
     if ids is None:
-        unreachable = w.unreachable.expand(k, -1)
-        uncovered = log_p.gather(1, unreachable).exp_().sum(dim=1)
-        log_p.scatter_(1, unreachable, NEG_INF)
+        uncovered = log_p.gather(1, w.unreachable.expand(k, -1)).exp_().sum(dim=1)
+        log_p.add_(w.barrier)
         assert top is not None
         ids = largest(log_p, top)
         log_p = log_p.gather(1, ids)
@@ -281,37 +287,3 @@ def _subset(w: SplitProjection, top: int | None, teacher: Rows) -> tuple[Tensor,
             log_p, kept = log_p.topk(top, dim=1)
             ids = ids.gather(1, kept)
     return log_p, torch.where(log_p == NEG_INF, nowhere, w.source[ids]), uncovered
-
-
-# Every so many columns are looked at for a threshold that a little more than k columns reach.
-_SAMPLE_STEP = 16
-
-
-def largest(values: Tensor, k: int) -> Tensor:
-    """The places of the k largest entries of each row, in any order.
-
-    torch's topk takes longer on a CPU than all else in the loss. There a threshold from a sample of the columns leaves
-    a few more than k candidates, and the k largest of those are exact; where a sample misled, topk does it all.
-
-    Args:
-        values: [K, V]; ties at the k-th are broken in any way.
-        k: 1 to V.
-
-    Returns:
-        int64 [K, k].
-    """
-    n, width = values.shape
-    expected = k / _SAMPLE_STEP
-    rank = int(expected + 4 * expected**0.5) + 1  # four standard deviations of the count of a random sample
-    if values.device.type != "cpu" or 4 * rank * _SAMPLE_STEP > width:
-        return values.topk(k, dim=1, sorted=False).indices
-    threshold = values[:, ::_SAMPLE_STEP].topk(rank, dim=1).values[:, -1:]
-    row, column = (values >= threshold).nonzero(as_tuple=True)
-    counts = torch.bincount(row, minlength=n)
-    if int(counts.min()) < k:
-        return values.topk(k, dim=1, sorted=False).indices
-    place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    shape = n, int(counts.max())
-    candidates = values.new_full(shape, NEG_INF).index_put_((row, place), values[row, column])
-    columns = row.new_zeros(shape).index_put_((row, place), column)
-    return columns.gather(1, candidates.topk(k, dim=1, sorted=False).indices)
