@@ -51,6 +51,7 @@ class Rows:
     A kernel may overwrite the teacher's tensors and the student's `log_probs`, but not the student's `probs`.
 
     Attributes:
+        logits: [K, V], not to be written: their softmax is the distribution; of a top-k signal [K, k] log-probabilities.
         log_factor: [K], nats, at most 0: the later tokens; 0 for `first`.
         token_ids: int64 [K, k], what the columns stand for in a top-k signal; None where they are the vocabulary.
     """
@@ -59,24 +60,24 @@ class Rows:
         self, logits: Tensor, log_factor: Tensor, scratch: Scratch, side: str, token_ids: Tensor | None = None
     ) -> None:
         """Takes logits [K, V], or the log-probabilities [K, k] of a top-k signal."""
-        self._logits, self._scratch, self._side = logits, scratch, side
+        self.logits, self._scratch, self._side = logits, scratch, side
         self.log_factor, self.token_ids = log_factor, token_ids
 
     @cached_property
     def log_probs(self) -> Tensor:
         """[K, V], nats."""
         if self.token_ids is not None:
-            return self._logits
-        out = self._scratch.take(f"{self._side} log_probs", *self._logits.shape)
-        return torch.log_softmax(self._logits, -1, out=out)
+            return self.logits
+        out = self._scratch.take(f"{self._side} log_probs", *self.logits.shape)
+        return torch.log_softmax(self.logits, -1, out=out)
 
     @cached_property
     def probs(self) -> Tensor:
         """[K, V]. A second softmax and no exponential: on the CPU torch's fused softmax is the quicker of the two."""
         if self.token_ids is not None:
-            return self._logits.exp()
-        out = self._scratch.take(f"{self._side} probs", *self._logits.shape)
-        return torch.softmax(self._logits, -1, out=out)
+            return self.logits.exp()
+        out = self._scratch.take(f"{self._side} probs", *self.logits.shape)
+        return torch.softmax(self.logits, -1, out=out)
 
 
 @dataclass(frozen=True)

@@ -179,12 +179,13 @@ def _on_all(w: SplitProjection, student: Rows, teacher: Rows, scratch: Scratch) 
     return KernelResult(values, moved, scale * held, -scale * held, metrics={"uncovered_mass": uncovered})
 
 
-def remainder_tables(log_probs: Tensor, w: SplitProjection) -> tuple[Tensor, Tensor]:
-    """p [U, K] on the remainder's rows and q = W^T p [C, K] on its columns, float64.
+def remainder_tables(log_probs: Tensor, w: SplitProjection, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """p [U, K] on the remainder's rows and q = W^T p [C, K] on its columns, float64; both over e^shift.
 
     Tables of columns by chunks, so that each entry of W reads K neighbouring numbers.
     """
-    p = _table(log_probs, w.student_ids).exp_()
+    p = _table(log_probs, w.student_ids)
+    p = (p if shift is None else p.sub_(shift)).exp_()
     return p, _weighted_sums(p, w.by_teacher, w.by_teacher_starts, w.by_teacher_weights)
 
 
@@ -232,21 +233,21 @@ def _on_subset(w: SplitProjection, top: int | None, student: Rows, teacher: Rows
         d value / d logits = F_T ( m a - G / R ),   a_i = p_i ( sum over S of W_ij + lost_i ) / D,
 
     whose entries are 0 but on the sources of S and on tokens that W loses: the term m p is gone, since a sums to 1 as p
-    does. So nothing is done over whole vocabularies but the two softmaxes and the choice of S.
+    does. Nothing is done over whole vocabularies but the teacher's softmax and the choice of S.
     """
-    k, width = len(student.log_factor), len(w.partner)
+    k, width, logits = len(student.log_factor), len(w.partner), student.logits
     log_p, source, uncovered = _subset(w, top, teacher)
     probs = log_p.exp()
     reached, own = probs.sum(dim=1), (probs * log_p.nan_to_num(nan=_NAN, posinf=_INF, neginf=0.0)).sum(dim=1)
 
-    p, q = remainder_tables(student.log_probs, w)
-    columns = width + len(w.teacher_ids) + 1  # the last one: out of reach, or no column at all
-    everything = scratch.take("everything", k, columns)
-    everything[:, :width] = student.log_probs
-    everything[:, width : columns - 1] = q.log().t()
-    everything[:, columns - 1] = NEG_INF
-    log_q = everything.gather(1, source)
-    lost = student.log_probs.gather(1, w.lossy.expand(k, -1)) + w.lost.log().to(log_q.dtype)
+    # The student's normaliser is in q and in D, and cancels: any shift does that keeps the numbers in range.
+    shift = logits.amax(dim=1)
+    shift = torch.where(shift == NEG_INF, 0, shift)
+    p, q = remainder_tables(logits, w, shift)
+    log_q = logits.gather(1, source.clamp(max=width - 1)) - shift.unsqueeze(1)
+    columns = torch.cat([q.log().t().to(log_q.dtype), log_q.new_full((k, 1), NEG_INF)], dim=1)
+    log_q = torch.where(source < width, log_q, columns.gather(1, (source - width).clamp(min=0)))
+    lost = logits.gather(1, w.lossy.expand(k, -1)) - shift.unsqueeze(1) + w.lost.log().to(log_q.dtype)
     log_d = torch.cat([log_q, lost], dim=1).logsumexp(dim=1)
     log_d = torch.where(log_d == NEG_INF, 0, log_d)
 
@@ -255,11 +256,12 @@ def _on_subset(w: SplitProjection, top: int | None, student: Rows, teacher: Rows
     cross = (probs * log_q.nan_to_num(nan=_NAN, posinf=_INF, neginf=LOG_OF_ZERO)).sum(dim=1) - held * log_d
     values, scale, held = _values(student, teacher, reached, own, cross, held)
 
-    # By q_j, times q_j on the permutation, where q_j is p_i; the remainder's share is carried back by W.
+    # By log q_j: on the permutation that is the gradient, and the remainder's share is carried back by W. The last
+    # columns of the buffer are the remainder's, and one for what is no column at all.
     share = (held * scale).unsqueeze(1)
     by_log_q = share * (log_q - log_d.unsqueeze(1)).exp() - scale.unsqueeze(1) * alive
-    gradient = everything.zero_().scatter_(1, source, by_log_q)
-    pushed = gradient[:, width : columns - 1].t().double().div_(q).masked_fill_(q == 0, 0)
+    gradient = scratch.take("direct", k, width + len(q) + 1).zero_().scatter_(1, source, by_log_q)
+    pushed = gradient[:, width : width + len(q)].t().double().div_(q).masked_fill_(q == 0, 0)
     direct = gradient[:, :width]
     direct.scatter_add_(1, w.student_ids.expand(k, -1), remainder_pull(p, pushed, w).to(direct.dtype))
     direct.scatter_add_(1, w.lossy.expand(k, -1), share * (lost - log_d.unsqueeze(1)).exp())
@@ -280,10 +282,10 @@ def _subset(w: SplitProjection, top: int | None, teacher: Rows) -> tuple[Tensor,
         ids = largest(log_p, top)
         log_p = log_p.gather(1, ids)
     else:
-        reachable = w.source[ids] < nowhere
+        reachable = w.source.take(ids) < nowhere
         uncovered = torch.where(reachable, 0, log_p.exp()).sum(dim=1)
         log_p = torch.where(reachable, log_p, NEG_INF)
         if top is not None and top < ids.shape[1]:
             log_p, kept = log_p.topk(top, dim=1)
             ids = ids.gather(1, kept)
-    return log_p, torch.where(log_p == NEG_INF, nowhere, w.source[ids]), uncovered
+    return log_p, torch.where(log_p == NEG_INF, nowhere, w.source.take(ids)), uncovered

@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 # Rows times columns of one buffer. A CPU is quickest while the few buffers of a block stay in its caches; a GPU wants
-# enough work to fill it. The first is measured (2**19 to 2**21 lie within the noise), the second is a guess.
-_CPU_ELEMENTS = 2**20
+# enough work to fill it. The first is measured (2**20 to 2**22 lie within 10 %), the second is a guess.
+_CPU_ELEMENTS = 2**21
 _OTHER_ELEMENTS = 2**25
 
 
