@@ -13,7 +13,7 @@ from xtoken.losses import GOLD, PKL, ULD, ChunkIndex, ChunkLoss, LossTerm
 from xtoken.losses.divergence import sorted_l1
 from xtoken.losses.fast import walk
 from xtoken.losses.fast.kernel import Scratch
-from xtoken.losses.fast.p_kl import largest
+from xtoken.losses.fast.largest import largest
 from xtoken.losses.fast.ranked import ranked_l1
 from xtoken.losses.merge import Merge
 from xtoken.projection import Projection
