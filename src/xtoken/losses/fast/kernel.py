@@ -51,7 +51,7 @@ class Rows:
     A kernel may overwrite the teacher's tensors and the student's `log_probs`, but not the student's `probs`.
 
     Attributes:
-        logits: [K, V], not to be written: their softmax is the distribution; of a top-k signal [K, k] log-probabilities.
+        logits: [K, V], whose softmax is the distribution; of a top-k signal [K, k] log-probabilities. Not to write to.
         log_factor: [K], nats, at most 0: the later tokens; 0 for `first`.
         token_ids: int64 [K, k], what the columns stand for in a top-k signal; None where they are the vocabulary.
     """
