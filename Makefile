@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types wheel tokenizers clean
+.PHONY: help setup demo test bench lint types wheel tokenizers clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -27,6 +27,9 @@ demo: $(STAMP) ## Audit a pair, train a student three ways, print the table (und
 test: $(STAMP) ## Run the whole test suite
 	@# One thread a worker: torch would otherwise take both cores in each.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+bench: $(STAMP) tokenizers ## Measure time and memory against their limits (under 10 minutes)
+	$(BIN)/python -m benchmarks
 
 lint: $(STAMP) ## Check style with ruff
 	$(BIN)/ruff check .

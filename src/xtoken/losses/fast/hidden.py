@@ -7,9 +7,8 @@ block, with D = d loss / d logits summed over cross-entropy and all teachers,
     d hidden = (D * cap') W,      d W = sum over blocks of (D * cap')^T hidden,      cap' = 1 - (logits / softcap)^2,
 
 and D is dropped with the block. The gradient is made on the way forward, so what each term is multiplied by must be
-known then. Where that depends on the terms themselves (dynamic scaling), a pass for the values goes first; the second
-begins with the block that the first one ended with, so that a batch of one block pays no product twice, and a large one
-the forward products.
+known then. Where that depends on the terms themselves (dynamic scaling), a batch that fits one block keeps the terms'
+gradients apart until it is; a larger one is walked twice, for the values first, and pays the forward products twice.
 
 Within a block the rows are walked a few at a time, as many as fit the caches. Chunks are met in the order of their
 first row; how many fall in each step is read from the device, once a call. Memory beyond inputs and gradients: two
@@ -153,13 +152,14 @@ class _FromHidden(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         with torch.autocast(device, enabled=False):
             walk = _HiddenWalk(hidden, Head(weight, bias, softcap), targets, vocab_size, lessons)
-            if callable(multipliers):
-                walk.run(None, None)
-                multipliers = multipliers(walk.terms[0], walk.terms[1:])
-            gradients = _Gradients.zeros(hidden, weight, bias, needs) if any(needs) else None
-            walk.run(multipliers, gradients)
+            gradients = _Gradients(hidden, weight, bias, needs)
+            if callable(multipliers) and gradients.any:
+                multipliers = walk.run_weighed(multipliers, gradients)
+            else:
+                walk.run(None if callable(multipliers) else multipliers, gradients)
+                multipliers = multipliers(walk.terms[0], walk.terms[1:]) if callable(multipliers) else multipliers
         found.extend(walk.terms)
-        keep_for_backward(ctx, [] if gradients is None else gradients.tensors(master))
+        keep_for_backward(ctx, gradients.tensors(master))
         weights = [multipliers.cross_entropy, *multipliers.lessons]
         return torch.stack([m * term.total for m, term in zip(weights, walk.terms, strict=True)]).sum()
 
@@ -169,22 +169,16 @@ class _FromHidden(torch.autograd.Function):
         return (*hand_out(ctx, grad_output), None, None, None, None, None, None)
 
 
-@dataclass(frozen=True)
 class _Gradients:
     """By hidden states, weight and bias, where asked for; the last two are summed in at least float32."""
 
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-
-    @classmethod
-    def zeros(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> _Gradients:
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> None:
         wide = compute_dtype(weight.dtype)
-        return cls(
-            torch.zeros_like(hidden) if needs[0] else None,
-            torch.zeros_like(weight, dtype=wide) if needs[1] else None,
-            torch.zeros_like(bias, dtype=wide) if needs[2] and bias is not None else None,
-        )
+        self.hidden = torch.zeros_like(hidden) if needs[0] else None
+        self.weight = torch.empty_like(weight, dtype=wide) if needs[1] else None
+        self.bias = torch.zeros_like(bias, dtype=wide) if needs[2] and bias is not None else None
+        self.any = any(needs)
+        self._is_new = True
 
     def add(self, rows: Tensor, hidden: Tensor, weight: Tensor, by_logits: Tensor) -> None:
         """A block's part.
@@ -201,14 +195,26 @@ class _Gradients:
         by_logits = by_logits.to(weight.dtype)
         if self.hidden is not None:
             self.hidden.index_copy_(0, rows, by_logits @ weight)
-        if self.weight is not None and self.weight.dtype == weight.dtype:
-            self.weight[:width].addmm_(by_logits.t(), hidden)
-        elif self.weight is not None:  # a half-precision product is added in float32, some rows of W at a time
-            for part, columns in zip(self.weight[:width].split(_SLICE), by_logits.split(_SLICE, dim=1), strict=True):
-                part += columns.t() @ hidden
+        if self.weight is not None:
+            self._add_to_weight(self.weight, by_logits, hidden.to(weight.dtype))
+
+    def _add_to_weight(self, total: Tensor, by_logits: Tensor, hidden: Tensor) -> None:
+        width, is_new, self._is_new = by_logits.shape[1], self._is_new, False
+        if is_new:  # the first block writes what it would add to zeros: a pass over the head's size saved
+            total[width:] = 0
+        if total.dtype == hidden.dtype and is_new:
+            torch.mm(by_logits.t(), hidden, out=total[:width])
+        elif total.dtype == hidden.dtype:
+            total[:width].addmm_(by_logits.t(), hidden)
+        else:  # a half-precision product is added in float32, some rows of W at a time
+            for part, columns in zip(total[:width].split(_SLICE), by_logits.split(_SLICE, dim=1), strict=True):
+                product = columns.t() @ hidden
+                part.copy_(product) if is_new else part.add_(product)
 
     def tensors(self, master: torch.dtype) -> list[Tensor | None]:
         """In the types of the parameters; `master` is that of weight and bias."""
+        if self.weight is not None and self._is_new:
+            self.weight.zero_()
         return [self.hidden, *(None if g is None else g.to(master) for g in (self.weight, self.bias))]
 
 
@@ -255,7 +261,7 @@ def _order(index: ChunkIndex, place: Tensor, edges: Tensor, kernel: ChunkKernel)
 
 
 class _HiddenWalk:
-    """The walk over one batch: once for the values, or for values and gradients, or both in turn."""
+    """The walk over one batch; it leaves what it found in `terms`."""
 
     def __init__(self, hidden: Tensor, head: Head, targets: Tensor, vocab_size: int, lessons: Sequence[Lesson]) -> None:
         self.hidden, self.head, self.targets, self.vocab_size = hidden, head, targets, vocab_size
@@ -273,7 +279,9 @@ class _HiddenWalk:
         self.orders = [_order(lesson.index, place, edges, lesson.kernel) for lesson in lessons]
         dtype = compute_dtype(hidden.dtype, *(lesson.teacher.dtype for lesson in lessons))
         self.scratch, self.wide = Scratch(hidden.device, dtype), Scratch(hidden.device, dtype)
-        self.held: dict[str, int] = {}
+        self.fits_at_once = (
+            len(self.rows) * ((2 + len(lessons)) * vocab_size + max(widths, default=0)) <= _HEAD_ELEMENTS
+        )
         student = HeadSignal(hidden, head, vocab_size)
         self.factors = [self._factors(lesson, student) for lesson in lessons]
         self.on_factor = [torch.zeros_like(log_s) for log_s, _ in self.factors]
@@ -292,54 +300,92 @@ class _HiddenWalk:
         buffers = Scratch(self.scratch.device, self.scratch.dtype)  # of their own: those of the walk are still to come
         return chain_factors(lesson.kernel, at_tau, lesson.teacher, lesson.index, buffers, self.block)
 
-    def run(self, multipliers: Multipliers | None, gradients: _Gradients | None) -> None:
-        """Walks all rows, last block first where a walk has gone before; leaves the terms in `terms`."""
-        sums: list[dict[str, Tensor]] = [{} for _ in range(1 + len(self.lessons))]
-        begins = range(0, len(self.rows), self.block)
-        for begin in reversed(begins) if self.held else begins:
-            self._block(begin, sums, multipliers, gradients)
+    def run(self, multipliers: Multipliers | None, gradients: _Gradients) -> None:
+        """Walks all rows for the terms, and for the gradient where the multipliers are given."""
+        sums = self._no_sums()
+        for begin in range(0, len(self.rows), self.block):
+            rows = self.rows[begin : begin + self.block]
+            hidden, logits = self._logits(rows)
+            out = None
+            if multipliers is not None and gradients.any:
+                out = self.wide.take("gradient", len(rows), self.vocab_size)
+            scales = None if multipliers is None else [multipliers.cross_entropy, *multipliers.lessons]
+            self._evaluate(begin, logits, sums, scales, [out] * len(sums))
+            if out is not None:
+                self._hand_down(rows, hidden, logits, out, gradients)
+        self._keep_terms(sums)
+
+    def run_weighed(self, weigh: Weigh, gradients: _Gradients) -> Multipliers:
+        """The same for multipliers that depend on the terms.
+
+        A batch that fits is walked once, each term with a buffer of its own for its gradient; a larger one twice.
+        """
+        if not self.fits_at_once or not len(self.rows):
+            self.run(None, gradients)
+            multipliers = weigh(self.terms[0], self.terms[1:])
+            self.run(multipliers, gradients)
+            return multipliers
+        sums = self._no_sums()
+        hidden, logits = self._logits(self.rows)
+        outs = [self.wide.take(f"gradient {n}", *logits.shape) for n in range(len(sums))]
+        for out in outs[1:]:
+            out.zero_()
+        one = torch.ones((), dtype=self.wide.dtype, device=logits.device)
+        self._evaluate(0, logits, sums, [one] * len(sums), outs)
+        self._keep_terms(sums)
+        multipliers = weigh(self.terms[0], self.terms[1:])
+        total = outs[0].mul_(multipliers.cross_entropy)
+        for out, scale in zip(outs[1:], multipliers.lessons, strict=True):
+            total.addcmul_(out, scale)
+        self._hand_down(self.rows, hidden, logits, total, gradients)
+        return multipliers
+
+    def _no_sums(self) -> list[dict[str, Tensor]]:
+        return [{} for _ in range(1 + len(self.lessons))]
+
+    def _keep_terms(self, sums: list[dict[str, Tensor]]) -> None:
         counts = [(self.targets != IGNORED_LABEL).sum()]
         counts += [torch.full_like(counts[0], lesson.index.n_chunks) for lesson in self.lessons]
         zero = torch.zeros((), dtype=self.scratch.dtype, device=self.hidden.device)
         self.terms = [LossTerm(s.pop("total", zero), n, s) for s, n in zip(sums, counts, strict=True)]
 
-    def _block(
-        self,
-        begin: int,
-        sums: list[dict[str, Tensor]],
-        multipliers: Multipliers | None,
-        gradients: _Gradients | None,
-    ) -> None:
-        rows = self.rows[begin : begin + self.block]
+    def _logits(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden states of some rows, and their logits."""
         hidden = self.hidden.index_select(0, rows)
         logits = self.wide.take("logits", len(rows), self.vocab_size)
-        if self._is_new("student", begin):
-            self.head.logits(hidden, self.vocab_size, logits)
-        by_logits = self.wide.take("gradient", len(rows), self.vocab_size) if gradients is not None else None
+        self.head.logits(hidden, self.vocab_size, logits)
+        return hidden, logits
+
+    def _evaluate(
+        self,
+        begin: int,
+        logits: Tensor,
+        sums: list[dict[str, Tensor]],
+        scales: Sequence[Tensor] | None,
+        outs: Sequence[Tensor | None],
+    ) -> None:
+        """The terms of a block: their sums, and their gradients times `scales` in `outs` (the first is overwritten)."""
+        rows = self.rows[begin : begin + len(logits)]
         steps = range(begin // self.step, -(-(begin + len(rows)) // self.step))
+        scales = [None] * len(outs) if scales is None else scales
         for step in steps:
             at = slice(self.edges[step] - begin, self.edges[step + 1] - begin)
-            part = None if by_logits is None else by_logits[at]
-            scale = None if multipliers is None else multipliers.cross_entropy
-            add_sums(sums[0], {"total": self._cross_entropy(logits[at], self.targets[rows[at]], part, scale)})
+            part = None if outs[0] is None else outs[0][at]
+            add_sums(sums[0], {"total": self._cross_entropy(logits[at], self.targets[rows[at]], part, scales[0])})
         for number in range(len(self.lessons)):
-            teacher = self._teacher_block(number, begin, steps)
+            teacher, out, scale = self._teacher_block(number, steps), outs[1 + number], scales[1 + number]
             for step in steps:
-                scale = None if multipliers is None else multipliers.lessons[number]
-                add_sums(sums[1 + number], self._lesson(number, step, begin, teacher, logits, by_logits, scale))
-                if by_logits is not None and scale is not None:
-                    self._later(number, step, begin, logits, by_logits, scale)
-        if by_logits is not None and gradients is not None:
-            if self.head.softcap is not None:
-                by_logits.mul_(logits.div_(self.head.softcap).square_().neg_().add_(1))
-                self.held.clear()
-            gradients.add(rows, hidden, self.head.weight[: self.vocab_size], by_logits)
+                add_sums(sums[1 + number], self._lesson(number, step, begin, teacher, logits, out, scale))
+                if out is not None and scale is not None:
+                    self._later(number, step, begin, logits, out, scale)
 
-    def _is_new(self, what: str, begin: int) -> bool:
-        """Whether a buffer holds something else than this block's logits; afterwards it holds them."""
-        was = self.held.get(what)
-        self.held[what] = begin
-        return was != begin
+    def _hand_down(
+        self, rows: Tensor, hidden: Tensor, logits: Tensor, by_logits: Tensor, gradients: _Gradients
+    ) -> None:
+        """From the gradient by a block's logits to those by hidden states and head; overwrites both of the former."""
+        if self.head.softcap is not None:
+            by_logits.mul_(logits.div_(self.head.softcap).square_().neg_().add_(1))
+        gradients.add(rows, hidden, self.head.weight[: self.vocab_size], by_logits)
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor, by_logits: Tensor | None, scale: Tensor | None) -> Tensor:
         """The sum of -log p(target); `by_logits` becomes scale * (p - onehot), and 0 where there is no target."""
@@ -352,15 +398,14 @@ class _HiddenWalk:
             torch.softmax(logits, -1, out=by_logits).mul_(weight).scatter_add_(1, labels, -weight)
         return total
 
-    def _teacher_block(self, number: int, begin: int, steps: range) -> tuple[TeacherSignal, int]:
+    def _teacher_block(self, number: int, steps: range) -> tuple[TeacherSignal, int]:
         """A signal to read the teacher's first rows from, and the chunk that its row 0 stands for (-1: by row)."""
         lesson, order = self.lessons[number], self.orders[number]
         if not isinstance(lesson.teacher, HeadSignal):
             return lesson.teacher, -1
         first, last = order.first_bounds[steps.start], order.first_bounds[steps.stop]
         logits = self.wide.take("teacher", last - first, lesson.teacher.vocab_size)
-        if self._is_new("teacher", begin * len(self.lessons) + number):
-            lesson.teacher.read(order.teacher_rows[first:last], logits)
+        lesson.teacher.read(order.teacher_rows[first:last], logits)
         return LogitSignal(logits, lesson.teacher.vocab_size), first
 
     def _lesson(
@@ -393,8 +438,7 @@ class _HiddenWalk:
     def _later(self, number: int, step: int, begin: int, logits: Tensor, by_logits: Tensor, scale: Tensor) -> None:
         """The later tokens among a step's rows.
 
-        Their chunks' first rows lie before them: in this step, in an earlier one, or in the walk for the values, which
-        has left the same factors.
+        Their chunks' first rows lie before them, in this step or in an earlier one.
         """
         order, tau = self.orders[number], self.lessons[number].teacher.temperature
         a, b = order.later_bounds[step : step + 2]
