@@ -87,6 +87,10 @@ class TeacherConfig(_ModelSection):
     )
     temperature: Positive = Field(default=1.0, description="Softens the predictions of teacher and student alike.")
     top_k: Count | None = Field(default=None, description="For p-kl: teach the k most probable teacher tokens only.")
+    ranks: Count | Literal["all"] | None = Field(
+        default=None,
+        description="For gold, h-kl and uld: how many sorted probabilities to compare one by one (default 1024).",
+    )
     context_length: Count | None = Field(
         default=None, description="The longest document in this teacher's tokens; by default that of the data."
     )

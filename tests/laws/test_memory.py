@@ -39,7 +39,7 @@ STEP_ROWS = 4
 
 @dataclass(frozen=True)
 class Record:
-    """What was allocated: the most held at once over what was held before, and the size of each allocation, in bytes."""
+    """What was allocated, in bytes: the most held at once over what was held before, and the size of each piece."""
 
     peak: int
     sizes: list[int]

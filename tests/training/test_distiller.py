@@ -11,6 +11,7 @@ from training import tiny
 from xtoken.config import TeacherConfig
 from xtoken.errors import XTokenError
 from xtoken.losses import LossTerm
+from xtoken.losses.fast.ranked import RANKS
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.training.collator import Collator
 from xtoken.training.data import Side, prepare, side_key
@@ -34,6 +35,13 @@ def batch_of(texts: list[str]) -> dict[str, Any]:
 
 def term(total: float, count: int) -> LossTerm:
     return LossTerm(torch.tensor(total, requires_grad=True), torch.tensor(count))
+
+
+@pytest.mark.parametrize("loss", ["gold", "h-kl", "uld"])
+def test_the_ranks_a_config_asks_for_reach_the_loss(loss: str) -> None:
+    for asked, ranks in ((None, RANKS), (7, 7), ("all", None)):
+        assert make_objective(TeacherConfig(loss=loss, ranks=asked), STUDENT, TEACHER, None).loss.ranks == ranks
+    assert f"(default {RANKS})" in str(TeacherConfig.model_fields["ranks"].description)
 
 
 def test_fixed_weights_add_up_as_written() -> None:

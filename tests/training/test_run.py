@@ -332,6 +332,7 @@ def test_the_context_is_what_the_models_take() -> None:
     ("teacher", "message"),
     [
         ({"loss": "gold", "top_k": 5}, "top_k has no effect on the loss 'gold'"),
+        ({"loss": "p-kl", "ranks": 5}, r"ranks has no effect on the loss 'p-kl' .* it belongs to gold, h-kl, uld"),
         ({"loss": "same"}, "loss 'same' needs one tokenizer for both"),
     ],
 )

@@ -15,6 +15,7 @@ from xtoken.config import TeacherConfig
 from xtoken.coverage import audit
 from xtoken.errors import XTokenError
 from xtoken.losses import GOLD, HKL, PKL, ULD, SameTokenizerKL
+from xtoken.losses.fast.ranked import RANKS
 from xtoken.projection import Projection, build_projection, relaxed_partition, strict_partition
 from xtoken.projection.build import DECAY, MAX_PIECES
 from xtoken.teachers.online import DistillationLoss
@@ -23,6 +24,8 @@ from xtoken.tokens import Vocabulary
 __all__ = ["Objective", "choose_loss", "make_objective", "projection_for"]
 
 log = logging.getLogger(__name__)
+
+RANKED = ("gold", "h-kl", "uld")  # the losses that sort
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,10 @@ def make_objective(config: TeacherConfig, student: Vocabulary, teacher: Vocabula
     name, reason = choose_loss(config.loss, student, teacher)
     if name != "p-kl" and config.top_k is not None:
         raise XTokenError(f"top_k has no effect on the loss {name!r} ({reason}): it belongs to p-kl. Leave it out.")
+    if name not in RANKED and config.ranks is not None:
+        raise XTokenError(
+            f"ranks has no effect on the loss {name!r} ({reason}): it belongs to {', '.join(RANKED)}. Leave it out."
+        )
     if name == "same" and config.merge is not None:
         raise XTokenError(
             f"merge has no effect on the loss 'same' ({reason}): its chunks are single tokens. Leave it out."
@@ -89,15 +96,16 @@ def _loss(
     name: str, config: TeacherConfig, student: Vocabulary, teacher: Vocabulary, cache: Path | None
 ) -> DistillationLoss:
     merge = config.merge or "chain"
+    ranks = RANKS if config.ranks is None else None if config.ranks == "all" else config.ranks
     if name == "same":
         return SameTokenizerKL(student.size)
     if name == "uld":
-        return ULD(student.size, teacher.size, merge)
+        return ULD(student.size, teacher.size, merge, ranks)
     if name == "gold":
-        return GOLD(strict_partition(student, teacher), merge)
+        return GOLD(strict_partition(student, teacher), merge, ranks=ranks)
     projection = projection_for(student, teacher, cache)
     if name == "h-kl":
-        return HKL(relaxed_partition(student, teacher, projection), merge)
+        return HKL(relaxed_partition(student, teacher, projection), merge, ranks=ranks)
     return PKL(projection, merge, config.top_k)
 
 

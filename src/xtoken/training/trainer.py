@@ -157,9 +157,11 @@ class XTokenTrainer(Trainer):
     def _reader(self) -> HiddenReader | None:
         """How to read the student's hidden states; None where its logits are needed.
 
-        Parameters that are sharded over processes are whole only inside the model's own forward.
+        Parameters that are sharded over processes are whole only inside the model's own forward; and a gradient made on
+        the way forward has not been scaled yet, which float16 needs.
         """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not self.distiller.can_read_hidden:
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_sharded or self.args.fp16 or not self.distiller.can_read_hidden:
             return None
         return HiddenReader.of(self.accelerator.unwrap_model(self.model))
 

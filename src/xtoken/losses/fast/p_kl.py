@@ -201,6 +201,8 @@ def _table(rows: Tensor, columns: Tensor) -> Tensor:
 
 def _weighted_sums(table: Tensor, entries: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """Each segment's weighted sum of rows of the table: a sparse product whose order of summation is fixed."""
+    if not len(entries):
+        return table.new_zeros(len(starts), table.shape[1])
     return embedding_bag(entries, table, starts, mode="sum", per_sample_weights=weights)
 
 

@@ -23,7 +23,7 @@ from xtoken.losses.fast.kernel import ChunkKernel, Rows, Scratch
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.merge import realised_log_prob
 from xtoken.losses.term import LossTerm
-from xtoken.teachers.signal import LogitSignal, TeacherSignal, TopKSignal, WholeSignal
+from xtoken.teachers.signal import HeadSignal, LogitSignal, TeacherSignal, TopKSignal, WholeSignal
 
 __all__ = [
     "add_sums",
@@ -85,7 +85,9 @@ def _walk(
     tau = teacher.temperature
     student = LogitSignal(logits, kernel.student_vocab_size, tau)
     scratch = Scratch(logits.device, compute_dtype(logits.dtype, teacher.dtype))
-    size = block_rows(logits.device, max(kernel.student_vocab_size, kernel.teacher_vocab_size))
+    width = max(kernel.student_vocab_size, kernel.teacher_vocab_size)
+    # A head's product over a few rows takes as long as one over a few hundred.
+    size = max(1, _OTHER_ELEMENTS // width) if isinstance(teacher, HeadSignal) else block_rows(logits.device, width)
     log_s, log_t = chain_factors(kernel, student, teacher, index, scratch, size)
     on_factor = torch.zeros_like(log_s)
     first_s = index.student_rows[index.student_starts[:-1]]
