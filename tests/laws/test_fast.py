@@ -167,6 +167,18 @@ def test_probabilities_far_below_the_smallest_float_in_the_remainder() -> None:
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("top", [None, 5])
+@pytest.mark.parametrize("gap", [600, 700, 708, 712, 730, 744, 760])
+def test_where_a_sum_in_the_remainder_runs_out_of_numbers_all_stays_finite(gap: float, top: int | None) -> None:
+    """1 / q is inf where q is denormal; such a column counts as one without probability."""
+    case = random_case(1, 6, 6, longest=1)
+    logits = case.student_logits.clone()
+    logits[..., 1:] -= gap
+    term, gradient = value_and_grad(PKL(case.projection, teacher_topk=top), logits, case.signal(), case.index())
+    assert term.total.isfinite()
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("name", sorted(FAST))
 def test_a_nan_is_seen_and_not_swallowed(name: str) -> None:
     for side in ("student", "teacher"):

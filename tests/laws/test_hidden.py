@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from xtoken.losses import ChunkLoss, Lesson, LossTerm, Multipliers, cross_entropy, dynamic_scale, losses_from_hidden
+from xtoken.errors import XTokenError
+from xtoken.losses import (
+    ChunkIndex,
+    ChunkLoss,
+    Lesson,
+    LossTerm,
+    Multipliers,
+    cross_entropy,
+    dynamic_scale,
+    losses_from_hidden,
+)
 from xtoken.losses.cross_entropy import targets_of
 from xtoken.losses.fast import hidden as module
 from xtoken.losses.fast import walk
@@ -182,6 +192,50 @@ def test_chunks_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     (terms, own, _), (other, others, _) = (from_hidden(models, c, lessons, None) for c in (case, reordered))
     assert_same(terms, other)
     torch.testing.assert_close(own, others, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ON_HIDDEN)
+def test_a_batch_without_chunks_has_every_metric(name: str) -> None:
+    """Else the log would add up different things in different processes."""
+    case = random_case()
+    models, loss = Models.of(case), LOSSES[name](case)
+    one = Multipliers(torch.tensor(1.0), [torch.tensor(1.0)])
+    found = {}
+    for index in (ChunkIndex.from_chunks([], [], []), case.index()):
+        lesson = Lesson(loss.kernel(), signals(models, case, 1.0)["head"], index)
+        targets = targets_of(labels_of(case))
+        found[index.n_chunks] = losses_from_hidden(models.hidden_s, models.head_s, targets, 7, [lesson], one).lessons[0]
+    empty = found.pop(0)
+    assert empty.total == 0
+    assert empty.metrics.keys() == next(iter(found.values())).metrics.keys()
+    assert all(value == 0 for value in empty.metrics.values())
+
+
+def test_without_grad_no_gradient_is_made() -> None:
+    case = random_case()
+    models = Models.of(case)
+    inputs = leaves(models)
+    one = Multipliers(torch.tensor(1.0), [])
+    with torch.no_grad():
+        found = losses_from_hidden(inputs[0], Head(inputs[1]), targets_of(labels_of(case)), 7, [], one)
+    assert not found.loss.requires_grad
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    case = random_case()
+    models = Models.of(case)
+    whole, one = signals(models, case, 1.0)["head"], Multipliers(torch.tensor(1.0), [torch.tensor(1.0)])
+    p_kl, uld = LOSSES["p-kl-chain"](case), LOSSES["uld-chain"](case)
+    for loss, signal, multipliers, size, message in (
+        (LOSSES["p-kl-mean"](case), whole, one, 7, "lesson 0: its loss has no kernel"),
+        (uld, case.signal(top_k=3), one, 7, "lesson 0: its loss takes no top-k signal"),
+        (p_kl, whole, one, 6, r"lesson 0: its loss is for vocabularies of \(7, 9\), not of \(6, 9\)"),
+        (p_kl, HeadSignal(whole.hidden, whole.head, 9, -1.0), one, 7, "lesson 0: the temperature is -1.0"),
+        (p_kl, whole, Multipliers(torch.tensor(1.0), []), 7, "1 lessons have 0 multipliers"),
+    ):
+        lesson = Lesson(loss.kernel(), signal, case.index())
+        with pytest.raises(XTokenError, match=message):
+            losses_from_hidden(models.hidden_s, models.head_s, targets_of(labels_of(case)), size, [lesson], multipliers)
 
 
 def test_a_batch_with_nothing_to_learn() -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+from accelerate import cpu_offload
+from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaForCausalLM
 
 from training import tiny
 from xtoken.errors import XTokenError
 from xtoken.losses import SameTokenizerKL
+from xtoken.teachers.causal import HiddenReader
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.teachers.signal import HeadSignal, LogitSignal
 
@@ -47,6 +49,39 @@ def test_logits_that_are_not_the_heads_own_are_read_as_the_model_gives_them() ->
         expected = model(IDS, attention_mask=MASK).logits.log_softmax(-1).flatten(0, 1)
     assert torch.allclose(signal.log_probs, expected, atol=1e-6)
     assert isinstance(teach(scaled(1.0), 30).signal(IDS, MASK), HeadSignal)  # the scale is what made the difference
+
+
+class Capped(LlamaForCausalLM):
+    """Caps its logits, and no setting says so; out of reach of the logits it has now."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().forward(*args, **kwargs)
+        found.logits = 30 * torch.tanh(found.logits / 30)
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_is_tried_beyond_the_logits_it_has_now(dtype: torch.dtype) -> None:
+    plain = tiny.llama(30)
+    capped = Capped(plain.config)
+    capped.load_state_dict(plain.state_dict())
+    assert HiddenReader.of(plain.to(dtype)) is not None
+    assert HiddenReader.of(capped.to(dtype)) is None
+    assert HiddenReader.of(scaled(1.02).to(dtype)) is None
+
+
+def test_a_head_of_zeros_shows_nothing_and_is_not_trusted() -> None:
+    model = tiny.llama(30, tie_word_embeddings=False)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    assert HiddenReader.of(model) is None
+
+
+def test_an_offloaded_teacher_is_read_by_its_logits() -> None:
+    model = tiny.llama(30)
+    expected = teach(tiny.llama(30), 30).signal(IDS, MASK).log_probs
+    signal = teach(cpu_offload(model, execution_device="cpu"), 30).signal(IDS, MASK)
+    assert isinstance(signal, LogitSignal)
+    assert torch.allclose(signal.log_probs, expected, atol=1e-6)
 
 
 def test_hidden_states_and_logits_say_the_same() -> None:

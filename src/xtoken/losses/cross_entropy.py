@@ -59,6 +59,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, vocab_size: int | None = None)
         raise XTokenError(
             f"the student's logits have {logits.shape[-1]} columns, but its tokenizer has {width} tokens."
         )
+    logits = logits if torch.is_grad_enabled() else logits.detach()  # a Function is not told
     total = _CrossEntropy.apply(logits.reshape(-1, logits.shape[-1]), targets_of(labels), width)
     return LossTerm(total, (labels[..., 1:] != IGNORED_LABEL).sum())
 

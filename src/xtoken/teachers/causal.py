@@ -22,7 +22,9 @@ __all__ = ["HiddenReader", "causal_logits"]
 
 # How far, as a share of the largest logit, the head's logits may lie from the model's: rounding in the model's dtype.
 _SLACK = {torch.float64: 1e-10, torch.float32: 1e-4}
-_HALF_SLACK = 3e-2
+_HALF_SLACK = 1e-2
+# The head is tried on its hidden states as they are and made larger: a cap that is out of reach now shows then.
+_TRIAL_SCALES = (1.0, 100.0)
 
 
 def causal_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -58,8 +60,13 @@ class HiddenReader:
             return None
         if "logits_to_keep" not in signature(model.forward).parameters or type(output.weight) is not nn.Parameter:
             return None
-        softcap = getattr(getattr(model, "config", None), "final_logit_softcapping", None)
-        reader = cls(decoder, output, softcap)
+        # Weights that accelerate moves about, or keeps elsewhere, are at hand in the model's own forward alone.
+        hooked = any(hasattr(part, "_hf_hook") for part in (model, decoder, output))
+        if hooked or output.weight.is_meta or len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+            return None
+        config: Any = getattr(model, "config", None)
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        reader = cls(decoder, output, getattr(config, "final_logit_softcapping", None))
         return reader if reader._gives_the_logits_of(model) else None
 
     @property
@@ -92,20 +99,25 @@ class HiddenReader:
 
     def _gives_the_logits_of(self, model: nn.Module) -> bool:
         """Tries it on two tokens, in the model's own mode; the random state is left as it was."""
+        device = self.output.weight.device
+        plain = torch.autocast(device.type, enabled=False)
+        with torch.no_grad(), plain, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return all(self._agrees(model, scale) for scale in _TRIAL_SCALES)
+
+    def _agrees(self, model: nn.Module, scale: float) -> bool:
+        """Whether the model makes of its hidden states, times `scale`, the logits that the head makes."""
         ids = torch.tensor([[0, 1]], device=self.output.weight.device)
-        devices = [ids.device] if ids.device.type == "cuda" else []
-        plain = torch.autocast(ids.device.type, enabled=False)
-        with torch.no_grad(), plain, torch.random.fork_rng(devices), self._caught() as caught:
-            logits = causal_logits(model, ids, torch.ones_like(ids))[0]
+        scaling = self.output.register_forward_pre_hook(lambda _, inputs: (scale * inputs[0], *inputs[1:]))
+        try:
+            with self._caught() as caught:
+                logits = causal_logits(model, ids, torch.ones_like(ids))[0]
+        finally:
+            scaling.remove()
         hidden = caught[0][0] if caught else None
-        if (
-            hidden is None
-            or hidden.shape[-1] != self.output.weight.shape[1]
-            or hidden.dtype != self.output.weight.dtype
-        ):
+        weight = self.output.weight
+        if hidden is None or hidden.shape[-1] != weight.shape[1] or hidden.dtype != weight.dtype:
             return False
         own = torch.empty(logits.shape, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
-        with torch.no_grad():
-            self.head.logits(hidden, own.shape[1], own)
-        slack = _SLACK.get(hidden.dtype, _HALF_SLACK) * own.abs().max()
-        return bool((own - logits).abs().max() <= slack)
+        self.head.logits(scale * hidden, own.shape[1], own)
+        largest = own.abs().max()
+        return bool((largest > 0) & ((own - logits).abs().max() <= _SLACK.get(hidden.dtype, _HALF_SLACK) * largest))

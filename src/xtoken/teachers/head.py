@@ -1,7 +1,7 @@
 """`Head`: the last step of a causal language model, from hidden states to logits.
 
 Held as plain tensors, so that a loss can run it on a few rows at a time and never hold the logits of a batch. Law: it
-gives the model's own logits; whether it does is checked on the model (`xtoken.training.heads`), never assumed.
+gives the model's own logits; whether it does is checked on the model (`xtoken.teachers.causal`), never assumed.
 """
 
 from __future__ import annotations

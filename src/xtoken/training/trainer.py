@@ -2,7 +2,8 @@
 
 The Trainer keeps what users know it for: checkpoints, resume, trackers, progress. Laws: cross-entropy is divided by the
 number of scored tokens and each teacher's loss by its number of chunks, over the whole accumulation window and all
-processes; the loss never waits for the device, and the log waits once; a loss that is not finite ends the training at
+processes; the loss from logits never waits for the device, that from hidden states once a teacher and once more, and
+the log waits once; a loss that is not finite ends the training at
 the line of the log that shows it.
 """
 
@@ -205,6 +206,7 @@ class XTokenTrainer(Trainer):
         """The metrics since the last line; the one place where the log waits for the device."""
         if self._largest_factor is None:
             return {}
+        self._sums = dict(sorted(self._sums.items()))  # the same order in every process, whatever came first in each
         flat = torch.stack([value.float() for value in self._sums.values()])
         flat = self.accelerator.reduce(flat, reduction="sum")
         largest = self.accelerator.gather(self._largest_factor.float().reshape(1)).max()

@@ -11,8 +11,9 @@ known then. Where that depends on the terms themselves (dynamic scaling), a batc
 gradients apart until it is; a larger one is walked twice, for the values first, and pays the forward products twice.
 
 Within a block the rows are walked a few at a time, as many as fit the caches. Chunks are met in the order of their
-first row; how many fall in each step is read from the device, once a call. Memory beyond inputs and gradients: a block
-of the student's logits, one of each teacher's, and the steps' buffers. Differentiable once.
+first row; how many fall in each step is read from the device, once for each lesson, and which rows count once. Memory
+beyond inputs and gradients: a block of the student's logits, one of each teacher's, and the steps' buffers.
+Differentiable once.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from xtoken.losses.fast.walk import (
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.term import LossTerm
 from xtoken.teachers.head import Head
-from xtoken.teachers.signal import HeadSignal, LogitSignal, TeacherSignal
+from xtoken.teachers.signal import HeadSignal, LogitSignal, TeacherSignal, TopKSignal
 
 __all__ = ["HiddenLosses", "Lesson", "Multipliers", "Weigh", "losses_from_hidden"]
 
@@ -116,18 +117,40 @@ def losses_from_hidden(
         multipliers: of the totals; or a function of the terms, which costs a pass for their values.
 
     Raises:
-        XTokenError: shapes do not fit.
+        XTokenError: shapes or vocabularies do not fit, or a lesson's loss cannot use its signal.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
     if targets.shape != flat.shape[:1]:
         raise XTokenError(f"{len(flat)} rows of hidden states need as many targets, not {tuple(targets.shape)}.")
     if head.weight.shape[0] < vocab_size:
         raise XTokenError(f"the head has {head.weight.shape[0]} rows, but its tokenizer has {vocab_size} tokens.")
+    for number, lesson in enumerate(lessons):
+        _check(lesson, vocab_size, f"lesson {number}")
+    if isinstance(multipliers, Multipliers) and len(multipliers.lessons) != len(lessons):
+        raise XTokenError(f"{len(lessons)} lessons have {len(multipliers.lessons)} multipliers; give one a lesson.")
+    if not torch.is_grad_enabled():  # a Function is not told
+        flat, head = (
+            flat.detach(),
+            Head(head.weight.detach(), None if head.bias is None else head.bias.detach(), head.softcap),
+        )
     found: list[LossTerm] = []
     loss = _FromHidden.apply(
         flat, head.weight, head.bias, head.softcap, targets, vocab_size, lessons, multipliers, found
     )
     return HiddenLosses(loss, found[0], found[1:])
+
+
+def _check(lesson: Lesson, vocab_size: int, who: str) -> None:
+    kernel, teacher = lesson.kernel, lesson.teacher
+    if kernel is None:
+        raise XTokenError(f"{who}: its loss has no kernel (merge 'mean' has none); use the student's logits.")
+    if isinstance(teacher, TopKSignal) and not kernel.takes_top_k:
+        raise XTokenError(f"{who}: its loss takes no top-k signal here; give it a whole one, or use P-KL.")
+    found, expected = (vocab_size, teacher.vocab_size), (kernel.student_vocab_size, kernel.teacher_vocab_size)
+    if found != expected:
+        raise XTokenError(f"{who}: its loss is for vocabularies of {expected}, not of {found}.")
+    if not teacher.temperature > 0:
+        raise XTokenError(f"{who}: the temperature is {teacher.temperature}; it must be above 0.")
 
 
 class _FromHidden(torch.autograd.Function):
@@ -354,7 +377,9 @@ class _HiddenWalk:
         counts = [(self.targets != IGNORED_LABEL).sum()]
         counts += [torch.full_like(counts[0], lesson.index.n_chunks) for lesson in self.lessons]
         zero = torch.zeros((), dtype=self.scratch.dtype, device=self.hidden.device)
-        self.terms = [LossTerm(s.pop("total", zero), n, s) for s, n in zip(sums, counts, strict=True)]
+        names = [(), *(lesson.kernel.metric_names for lesson in self.lessons)]
+        found = [dict.fromkeys(("total", *own), zero) | s for own, s in zip(names, sums, strict=True)]
+        self.terms = [LossTerm(s.pop("total"), n, s) for s, n in zip(found, counts, strict=True)]
 
     def _logits(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The hidden states of some rows, and their logits."""

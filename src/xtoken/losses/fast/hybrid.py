@@ -50,6 +50,7 @@ class HybridKernel:
     top: int | None
 
     takes_top_k: ClassVar[bool] = False
+    metric_names: ClassVar[tuple[str, ...]] = ("common", "remainder", "rank_error")
 
     def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
         k, log_s, log_t = len(student.log_factor), student.log_factor, teacher.log_factor

@@ -131,6 +131,10 @@ class ChunkKernel(Protocol):
         """Whether `log_factor` counts (`chain`)."""
 
     @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The parts and metrics it gives, so that a batch without chunks has them too."""
+
+    @property
     def takes_top_k(self) -> bool:
         """Whether the teacher's side may be a top-k signal."""
 

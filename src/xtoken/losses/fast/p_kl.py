@@ -12,7 +12,7 @@ With P the teacher restricted to the reachable columns, R its sum, q = W^T p, an
 
 so the permutation needs the teacher's probabilities in the student's order and nothing else, in value and gradient. A
 column with q_j = 0 counts P_j (log P_j + 100) and has no gradient, as in `kl_divergence`. The remainder is summed in
-float64, where a probability is 0 only below e^-745; the permutation stays in log space throughout.
+float64, where a probability is 0 only below e^-708; the permutation stays in log space throughout.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SplitProjection:
         teacher_ids: int64 [C], columns of the remainder, rising.
         by_teacher: int64 [E], the place in `student_ids` of each entry, column by column.
         by_teacher_starts: int64 [C], where each column's entries begin.
-        by_teacher_weights: float64 [E].
+        by_teacher_weights: [E], in the projection's own type.
         by_student, by_student_starts, by_student_weights: the same, row by row, places in `teacher_ids`.
         unreachable: int64, the teacher columns without an entry, rising.
         is_reachable: float32 [V_T], 1 on those with one and 0 elsewhere.
@@ -60,7 +60,7 @@ class SplitProjection:
         source: int64 [V_T], where each teacher column's probability is found: below V_S its one student token, then the
             remainder's columns in the order of `teacher_ids`, then V_S + C for a column out of reach.
         lossy: int64, student tokens whose row sums to less than 1, rising.
-        lost: float64, the share of each of them that W does not carry.
+        lost: the share of each of them that W does not carry.
     """
 
     partner: Tensor
@@ -100,7 +100,7 @@ def split_projection(rows: Ints, cols: Ints, values: NDArray[np.floating], shape
     lost = 1 - np.bincount(rows, weights=values, minlength=size_s)
     lossy = np.flatnonzero(lost > _ROW_SUM_TOLERANCE)
     permuted = rows[renamed], cols[renamed]
-    rows, cols, values = rows[~renamed], cols[~renamed], values[~renamed].astype(np.float64)
+    rows, cols, values = rows[~renamed], cols[~renamed], values[~renamed]
     student_ids, row_of = np.unique(rows, return_inverse=True)
     teacher_ids, col_of = np.unique(cols, return_inverse=True)
     source = np.full(size_t, size_s + len(teacher_ids), np.int64)
@@ -123,7 +123,7 @@ def split_projection(rows: Ints, cols: Ints, values: NDArray[np.floating], shape
         "barrier": np.where(col_entries > 0, 0, -np.inf).astype(np.float32),
         "source": source,
         "lossy": lossy,
-        "lost": lost[lossy],
+        "lost": lost[lossy].astype(np.promote_types(values.dtype, np.float32)),
     }
     return SplitProjection(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 
@@ -150,6 +150,7 @@ class PKLKernel:
     uses_later_tokens: bool
     top: int | None
     takes_top_k: ClassVar[bool] = True
+    metric_names: ClassVar[tuple[str, ...]] = ("uncovered_mass",)
 
     def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
         if self.top is None and teacher.token_ids is None:
@@ -186,7 +187,9 @@ def remainder_tables(log_probs: Tensor, w: SplitProjection, shift: Tensor | None
     """
     p = _table(log_probs, w.student_ids)
     p = (p if shift is None else p.sub_(shift)).exp_()
-    return p, _weighted_sums(p, w.by_teacher, w.by_teacher_starts, w.by_teacher_weights)
+    q = _weighted_sums(p, w.by_teacher, w.by_teacher_starts, w.by_teacher_weights)
+    # Below the smallest normal number 1 / q is none: such a column counts as one without probability.
+    return p, q.masked_fill_(q < torch.finfo(q.dtype).tiny, 0)
 
 
 def remainder_pull(p: Tensor, pushed: Tensor, w: SplitProjection) -> Tensor:
@@ -195,15 +198,16 @@ def remainder_pull(p: Tensor, pushed: Tensor, w: SplitProjection) -> Tensor:
 
 
 def _table(rows: Tensor, columns: Tensor) -> Tensor:
-    """float64 [columns, K]."""
-    return rows.gather(1, columns.expand(len(rows), -1)).t().to(torch.float64, memory_format=torch.contiguous_format)
+    """[columns, K], in float64 where the device has it (Apple's has not)."""
+    dtype = torch.float32 if rows.device.type == "mps" else torch.float64
+    return rows.gather(1, columns.expand(len(rows), -1)).t().to(dtype, memory_format=torch.contiguous_format)
 
 
 def _weighted_sums(table: Tensor, entries: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """Each segment's weighted sum of rows of the table: a sparse product whose order of summation is fixed."""
     if not len(entries):
         return table.new_zeros(len(starts), table.shape[1])
-    return embedding_bag(entries, table, starts, mode="sum", per_sample_weights=weights)
+    return embedding_bag(entries, table, starts, mode="sum", per_sample_weights=weights.to(table.dtype))
 
 
 def _mass(log_probs: Tensor) -> Tensor:
@@ -271,7 +275,13 @@ def _on_subset(w: SplitProjection, top: int | None, student: Rows, teacher: Rows
     share = (held * scale).unsqueeze(1)
     by_log_q = share * (log_q - log_d.unsqueeze(1)).exp() - scale.unsqueeze(1) * alive
     gradient = scratch.take("by subset", k, width + len(q) + 1).zero_().scatter_(1, source, by_log_q)
-    pushed = gradient[:, width : width + len(q)].t().double().div_(q).masked_fill_(q == 0, 0)
+    pushed = (
+        gradient[:, width : width + len(q)]
+        .t()
+        .to(q.dtype, memory_format=torch.contiguous_format)
+        .div_(q)
+        .masked_fill_(q == 0, 0)
+    )
     direct = gradient[:, :width]
     direct.scatter_add_(1, w.student_ids.expand(k, -1), remainder_pull(p, pushed, w).to(direct.dtype))
     direct.scatter_add_(1, w.lossy.expand(k, -1), share * (lost - log_d.unsqueeze(1)).exp())

@@ -28,6 +28,7 @@ class SameTokenizerKernel:
     uses_later_tokens: bool = False
 
     takes_top_k: ClassVar[bool] = False
+    metric_names: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
         probs_t = teacher.probs

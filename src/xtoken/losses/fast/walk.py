@@ -39,7 +39,7 @@ __all__ = [
 # Rows times columns of one buffer. A CPU is quickest while the few buffers of a block stay in its caches; a GPU wants
 # enough work to fill it. The first is measured (2**20 to 2**22 lie within 10 %), the second is a guess.
 _CPU_ELEMENTS = 2**21
-_OTHER_ELEMENTS = 2**25
+_OTHER_ELEMENTS = 2**23
 
 
 def from_logits(kernel: ChunkKernel, logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
@@ -52,6 +52,7 @@ def from_logits(kernel: ChunkKernel, logits: Tensor, teacher: TeacherSignal, ind
         index: the chunks, at least one; no row of the student's stands in it twice.
     """
     names: list[str] = []
+    logits = logits if torch.is_grad_enabled() else logits.detach()  # a Function is not told
     total, *metrics = _Walk.apply(logits.reshape(-1, logits.shape[-1]), kernel, teacher, index, names)
     count = torch.full((), index.n_chunks, dtype=torch.int64, device=logits.device)
     return LossTerm(total, count, dict(zip(names, metrics, strict=True)))
