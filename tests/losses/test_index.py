@@ -112,3 +112,11 @@ def test_a_missing_tensor_is_named() -> None:
 def test_a_chunk_that_is_none_is_refused(chunk: list[int], message: str) -> None:
     with pytest.raises(XTokenError, match=message):
         ChunkIndex.from_chunks([[1, 2, 1, 2], chunk], STUDENT_IDS, TEACHER_IDS)
+
+
+def test_a_student_token_in_two_chunks_is_refused() -> None:
+    """In whatever order they come; the teacher's may be shared, since nothing is written to its rows."""
+    for chunks in ([[1, 3, 1, 2], [2, 4, 2, 3]], [[2, 4, 2, 3], [1, 3, 1, 2]]):
+        with pytest.raises(XTokenError, match="student token 2 is in two chunks"):
+            ChunkIndex.from_chunks(chunks, [0] * 5, [0] * 5)
+    assert ChunkIndex.from_chunks([[1, 2, 1, 3], [2, 3, 2, 4]], [0] * 5, [0] * 5).n_chunks == 2

@@ -75,12 +75,13 @@ class ChunkIndex:
             teacher_offset: the same for the teacher.
 
         Raises:
-            XTokenError: a chunk is empty on a side, or reaches past the tokens.
+            XTokenError: a chunk is empty on a side, or reaches past the tokens; two share a student token.
         """
         bounds = np.asarray(chunks, np.int64).reshape(-1, 4)
         ids_s, ids_t = np.asarray(student_ids, np.int64), np.asarray(teacher_ids, np.int64)
         _check("student", bounds[:, :2], len(ids_s))
         _check("teacher", bounds[:, 2:], len(ids_t))
+        _check_apart(bounds[:, :2])
         kept = bounds[(bounds[:, 0] > 0) & (bounds[:, 2] > 0)]
         side_s = _side(kept[:, :2], ids_s, student_offset)
         side_t = _side(kept[:, 2:], ids_t, teacher_offset)
@@ -130,6 +131,15 @@ def _check(side: str, bounds: Ints, n_tokens: int) -> None:
             f"chunk {chunk} has the {side} tokens [{begin}, {end}) of a sequence of {n_tokens}: a chunk holds at "
             "least one token on each side, within the sequence. Truncate the alignment together with the ids."
         )
+
+
+def _check_apart(bounds: Ints) -> None:
+    """A row of the student's in two chunks would have two gradients, and the losses write one."""
+    ordered = bounds[np.argsort(bounds[:, 0], kind="stable")]
+    shared = np.flatnonzero(ordered[1:, 0] < ordered[:-1, 1])
+    if len(shared):
+        token = int(ordered[shared[0] + 1, 0])
+        raise XTokenError(f"student token {token} is in two chunks: the chunks of an alignment do not overlap.")
 
 
 def _side(bounds: Ints, ids: Ints, offset: int) -> tuple[Tensor, Tensor, Tensor]:
