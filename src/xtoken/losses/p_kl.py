@@ -175,11 +175,12 @@ class PKL(ChunkLoss):
             )
         self.merge: Merge = merge
         self.teacher_topk = teacher_topk
-        for name, tensor in split_projection(*_coo(projection), projection.shape).tensors().items():
+        entries = _coo(projection)
+        for name, tensor in split_projection(*entries, projection.shape).tensors().items():
             self.register_buffer(f"split_{name}", tensor, persistent=False)
         # W lives in its own file, with fingerprints; a model's checkpoint that happens to hold the loss should not
         # repeat it.
-        for name, tensor in _tensors(projection).items():
+        for name, tensor in _tensors(*entries, shape=projection.shape).items():
             self.register_buffer(name, tensor, persistent=False)
 
     @property
@@ -230,10 +231,10 @@ def _coo(projection: ProjectionLike) -> tuple[Array, Array, Array]:
     return rows[values > 0], cols[values > 0], values[values > 0]
 
 
-def _tensors(projection: ProjectionLike) -> dict[str, Tensor]:
+def _tensors(*entries: Array, shape: tuple[int, int]) -> dict[str, Tensor]:
     """The buffers of W for the reference."""
-    size_s, size_t = projection.shape
-    rows, cols, values = (torch.from_numpy(np.array(array)) for array in _coo(projection))
+    size_s, size_t = shape
+    rows, cols, values = (torch.from_numpy(np.array(array)) for array in entries)
     rows, cols, values = rows.long(), cols.long(), values.to(torch.promote_types(values.dtype, torch.float32))
     lost = 1 - torch.zeros(size_s, dtype=torch.float64).index_add(0, rows, values.double())
     log_lost = torch.where(lost > _ROW_SUM_TOLERANCE, lost, 0).log().to(values.dtype)

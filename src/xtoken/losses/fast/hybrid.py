@@ -52,7 +52,7 @@ class HybridKernel:
     takes_top_k: ClassVar[bool] = False
     metric_names: ClassVar[tuple[str, ...]] = ("common", "remainder", "rank_error")
 
-    def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
+    def __call__(self, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
         k, log_s, log_t = len(student.log_factor), student.log_factor, teacher.log_factor
         rest_s, rest_t = self.student_rest.expand(k, -1), self.teacher_rest.expand(k, -1)
         vectors_s = student.probs.gather(1, rest_s).mul_(log_s.exp().unsqueeze(1))

@@ -86,7 +86,7 @@ class KernelResult:
 
     Attributes:
         values: [K], the loss of each chunk.
-        direct: [K, V_S], may be a scratch buffer; None where no gradient was asked for.
+        direct: [K, V_S], may be a scratch buffer.
         on_probs: [K], or None where it is 0 throughout.
         on_factor: [K].
         parts: [K] each, what the value is made of or off by; they take its factor tau^2.
@@ -94,7 +94,7 @@ class KernelResult:
     """
 
     values: Tensor
-    direct: Tensor | None
+    direct: Tensor
     on_probs: Tensor | None
     on_factor: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
@@ -102,7 +102,6 @@ class KernelResult:
 
     def by_logits(self, student: Rows, scale: float | Tensor) -> Tensor:
         """scale * d value / d logits [K, V_S]; it overwrites `direct`."""
-        assert self.direct is not None  # a gradient was asked for
         if self.on_probs is not None:
             self.direct.addcmul_(student.probs, self.on_probs.unsqueeze(1))
         return self.direct if isinstance(scale, float) and scale == 1 else self.direct.mul_(scale)
@@ -138,5 +137,5 @@ class ChunkKernel(Protocol):
     def takes_top_k(self) -> bool:
         """Whether the teacher's side may be a top-k signal."""
 
-    def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
-        """The loss of K chunks and, where asked for, its gradient."""
+    def __call__(self, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
+        """The loss of K chunks and its gradient."""

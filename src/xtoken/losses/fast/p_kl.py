@@ -152,7 +152,7 @@ class PKLKernel:
     takes_top_k: ClassVar[bool] = True
     metric_names: ClassVar[tuple[str, ...]] = ("uncovered_mass",)
 
-    def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
+    def __call__(self, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
         if self.top is None and teacher.token_ids is None:
             return _on_all(self.w, student, teacher, scratch)
         return _on_subset(self.w, self.top, student, teacher, scratch)

@@ -109,7 +109,7 @@ class ULDKernel:
     takes_top_k: ClassVar[bool] = False
     metric_names: ClassVar[tuple[str, ...]] = ("rank_error",)
 
-    def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
+    def __call__(self, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
         factor = student.log_factor.exp().unsqueeze(1)
         vectors_s = torch.mul(student.probs, factor, out=scratch.take("vectors", *student.probs.shape))
         vectors_t = teacher.probs.mul_(teacher.log_factor.exp().unsqueeze(1))

@@ -30,7 +30,7 @@ class SameTokenizerKernel:
     takes_top_k: ClassVar[bool] = False
     metric_names: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, student: Rows, teacher: Rows, scratch: Scratch, with_gradient: bool) -> KernelResult:
+    def __call__(self, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
         probs_t = teacher.probs
         alive = torch.gt(student.log_probs, NEG_INF, out=scratch.take("alive", *probs_t.shape, dtype=torch.bool))
         own = dot_and_spoil(teacher.log_probs, probs_t, log_of_zero=0.0)

@@ -33,6 +33,7 @@ __all__ = [
     "compute_dtype",
     "from_logits",
     "later_entries",
+    "read_logits",
     "read_rows",
 ]
 
@@ -97,7 +98,7 @@ def _walk(
     for chunks in blocks(index.n_chunks, size):
         side_s = read_rows(student, first_s[chunks], log_s[chunks], scratch, "student")
         side_t = read_rows(teacher, first_t[chunks], log_t[chunks], scratch, "teacher")
-        found = kernel(side_s, side_t, scratch, gradient is not None)
+        found = kernel(side_s, side_t, scratch)
         on_factor[chunks] = found.on_factor
         add_sums(sums, found.sums(tau))
         if gradient is not None:
