@@ -231,8 +231,7 @@ def flat_log_probs(
     flat = logits.reshape(-1, logits.shape[-1])[:, :vocab_size]
     if rows is not None:
         flat = flat.index_select(0, rows)
-    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
-    return torch.log_softmax(flat / temperature, dim=-1)
+    return torch.log_softmax(flat.to(_accumulator(flat.dtype)) / temperature, dim=-1)
 
 
 def signal_from_logits(
