@@ -28,7 +28,8 @@ def test_counts_are_those_of_the_tokens_themselves(student: str, teacher: str) -
     shared = {*made_s.table} & {*made_t.table}
     for name in CLASSES:
         members = [i for i, spelled in enumerate(made_s.table) if spelled and class_of(spelled) == name]
-        inside = {i for i in members if made_s.table[i] in shared and made_s.table.index(made_s.table[i]) == i}
+        written = made_s.vocabulary.ids_by_bytes
+        inside = {i for i in members if made_s.table[i] in shared and written[made_s.vocabulary.tokens[i]] == i}
         found = report.classes[name]
         assert (found.tokens, found.in_common) == (len(members), len(inside))
         assert found.outside == tuple(i for i in members if i not in inside)

@@ -131,7 +131,7 @@ def audit(
     if unknown := [name for name in critical_classes if name not in CLASSES]:
         raise XTokenError(f"unknown class {unknown[0]!r}: there are {', '.join(CLASSES)}")
     fates = row_fates(student, teacher)
-    strict = partition_of(fates, (student.size, teacher.size))
+    strict = partition_of(fates, student, teacher)
     usage = _usage(student, texts) if texts is not None else None
     classes = _coverage(student, strict.student_ids, usage)
     teacher_classes = _coverage(teacher, strict.teacher_ids, None)

@@ -67,8 +67,8 @@ def test_an_exact_match_goes_before_pieces() -> None:
     assert row(byte_level(b"12"), byte_level(b"12"), b"12") == {b"12": 1.0}
 
 
-def test_the_lowest_of_several_ids_with_equal_bytes_is_taken() -> None:
-    """A byte-fallback vocabulary has `a` as a piece and as a byte piece."""
+def test_of_several_ids_with_equal_bytes_the_one_that_texts_get_is_taken() -> None:
+    """A byte-fallback vocabulary has `a` as a piece and as a byte piece, which has the lower id."""
     spm, packing = small("spm-bpe").vocabulary, small("packing").vocabulary
     twice = {token for token in spm.tokens if token and spm.tokens.count(token) > 1}
     assert len(twice) > 20
@@ -76,7 +76,8 @@ def test_the_lowest_of_several_ids_with_equal_bytes_is_taken() -> None:
     by_row = dict(zip(rows.tolist(), cols.tolist(), strict=True))
     for i, token in enumerate(packing.tokens):
         if token in twice:
-            assert by_row[i] == spm.tokens.index(token)
+            assert by_row[i] == len(spm.tokens) - 1 - spm.tokens[::-1].index(token)
+            assert by_row[i] > spm.tokens.index(token)
 
 
 def test_special_tokens_go_to_the_special_token_of_their_role() -> None:

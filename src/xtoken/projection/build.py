@@ -1,6 +1,7 @@
 """Building W from two vocabularies: one function a rule, applied in order until a rule gives a row.
 
-1. Equal bytes: all of the row on the teacher token of the same bytes (the lowest id of several); specials by role.
+1. Equal bytes: all of the row on the teacher token of the same bytes (of several the lowest id, byte-fallback pieces
+   last); specials by role.
 2. Several pieces: the token's text cut by the teacher, the first piece weighted 1, each further one a tenth of it.
 3. Bytes that are no text: the same weights on the teacher's own cut of the bytes. The paper leaves these rows empty.
 Source: Sreenivas et al., X-Token, https://arxiv.org/abs/2605.21699; rule 3 is ours.
@@ -20,13 +21,15 @@ from xtoken.alignment.bytes import special_key
 from xtoken.projection.matrix import Projection
 from xtoken.tokens import Vocabulary
 
-__all__ = ["DECAY", "MAX_PIECES", "Fate", "RowFates", "build_projection", "row_fates"]
+__all__ = ["DECAY", "MAX_PIECES", "RULES", "Fate", "RowFates", "build_projection", "row_fates"]
 
 Ints = NDArray[np.int64]
 
 # X-Token: weights 0.9 * 0.1^i before each row is made to sum to 1, so only the ratio matters; at most four pieces.
 DECAY = 0.1
 MAX_PIECES = 4
+# Raised when a rule changes, so that a W built by the old one is not taken from a cache. 2: byte-fallback pieces last.
+RULES = 2
 
 
 class Fate:
@@ -75,7 +78,7 @@ def row_fates(student: Vocabulary, teacher: Vocabulary) -> RowFates:
     """
     fates = [Fate.ABSENT] * student.size
     pieces: list[tuple[int, ...]] = [()] * student.size
-    by_bytes = _ids_by_bytes(teacher)
+    by_bytes = teacher.ids_by_bytes
     by_event = {special_key(teacher, i): i for i in sorted(teacher.roles, reverse=True)}
     texts: dict[int, str] = {}
     for i, content in enumerate(student.tokens):
@@ -116,15 +119,6 @@ def build_projection(student: Vocabulary, teacher: Vocabulary) -> Projection:
         teacher_fingerprint=teacher.fingerprint,
         recipe=recipe,
     )
-
-
-def _ids_by_bytes(vocabulary: Vocabulary) -> dict[bytes, int]:
-    """The lowest id of each byte string, special tokens left out."""
-    found: dict[bytes, int] = {}
-    for i, content in enumerate(vocabulary.tokens):
-        if content:
-            found.setdefault(content, i)
-    return found
 
 
 def _as_text(content: bytes) -> str | None:

@@ -54,22 +54,24 @@ def strict_partition(student: Vocabulary, teacher: Vocabulary) -> Partition:
     """The common set C: tokens whose bytes are equal, and special tokens of equal role.
 
     Args:
-        student, teacher: the vocabularies. Where several tokens of one side share their bytes, the lowest id is paired.
+        student, teacher: the vocabularies. Where several tokens of one side share their bytes, the lowest id is paired,
+            byte-fallback pieces last.
     """
-    return partition_of(row_fates(student, teacher), (student.size, teacher.size))
+    return partition_of(row_fates(student, teacher), student, teacher)
 
 
-def partition_of(rows: RowFates, shape: tuple[int, int]) -> Partition:
+def partition_of(rows: RowFates, student: Vocabulary, teacher: Vocabulary) -> Partition:
     """The common set, from what became of W's rows."""
+    written = student.ids_by_bytes
     exact = [
         (i, pieces[0])
         for i, (fate, pieces) in enumerate(zip(rows.fates, rows.pieces, strict=True))
-        if fate in (Fate.EXACT, Fate.SPECIAL)
+        if fate == Fate.SPECIAL or (fate == Fate.EXACT and written[student.tokens[i]] == i)
     ]
     pairs = np.array(exact, np.int64).reshape(-1, 2)
     _, first = np.unique(pairs[:, 1], return_index=True)
     pairs = pairs[np.sort(first)]
-    return Partition(pairs[:, 0], pairs[:, 1], shape)
+    return Partition(pairs[:, 0], pairs[:, 1], (student.size, teacher.size))
 
 
 def relaxed_partition(student: Vocabulary, teacher: Vocabulary, projection: Projection) -> Partition:

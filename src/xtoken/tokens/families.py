@@ -141,6 +141,11 @@ def byte_level_pieces(tokens: Sequence[bytes]) -> list[str]:
     return [spelled[a:b] for a, b in pairwise(stops)]
 
 
+def is_byte_piece(piece: str) -> bool:
+    """Whether a piece is spelled `<0xHH>`, which under byte fallback is one byte."""
+    return _BYTE_PIECE.fullmatch(piece) is not None
+
+
 def piece_bytes(piece: str, family: Family, *, meta: str | None, byte_fallback: bool, prefix: str) -> bytes:
     """The bytes of text that a piece of the model's own vocabulary stands for.
 

@@ -24,6 +24,7 @@ from xtoken.tokens.families import (
     byte_level_bytes,
     components,
     family_of,
+    is_byte_piece,
     meta_symbol,
     piece_bytes,
 )
@@ -137,6 +138,8 @@ class Vocabulary:
         self.tokens: tuple[bytes, ...] = tuple(tokens)
         self.contents = contents
         self.roles: dict[int, Role] = {i: self._role(content) for i, content in sorted(contents.items())}
+        falls_back = meta_symbol(self._spec) is not None and bool(model.get("byte_fallback"))
+        self._byte_pieces = {i for i, piece in pieces.items() if falls_back and is_byte_piece(piece)}
         self.absent: frozenset[int] = frozenset(range(self.size)) - set(pieces) - {token["id"] for token in added}
 
     def _spelled(self, pieces: list[str]) -> list[bytes]:
@@ -154,6 +157,19 @@ class Vocabulary:
                 if text == content:
                     return Role(key.removesuffix("_token"))
         return role
+
+    @cached_property
+    def ids_by_bytes(self) -> dict[bytes, int]:
+        """The lowest id of each byte string, special tokens left out.
+
+        Byte-fallback pieces come last: `<0x2E>` has a lower id than `.`, but no text ever gets it.
+        """
+        found: dict[bytes, int] = {}
+        for is_late in (False, True):
+            for i, content in enumerate(self.tokens):
+                if content and (i in self._byte_pieces) is is_late:
+                    found.setdefault(content, i)
+        return found
 
     @cached_property
     def fingerprint(self) -> str:

@@ -17,7 +17,7 @@ from xtoken.errors import XTokenError
 from xtoken.losses import GOLD, HKL, PKL, ULD, SameTokenizerKL
 from xtoken.losses.fast.ranked import RANKS
 from xtoken.projection import Projection, build_projection, relaxed_partition, strict_partition
-from xtoken.projection.build import DECAY, MAX_PIECES
+from xtoken.projection.build import DECAY, MAX_PIECES, RULES
 from xtoken.teachers.online import DistillationLoss
 from xtoken.tokens import Vocabulary
 
@@ -118,7 +118,7 @@ def projection_for(student: Vocabulary, teacher: Vocabulary, cache: Path | None)
     """
     if cache is None:
         return build_projection(student, teacher)
-    content = f"{student.fingerprint} {teacher.fingerprint} {DECAY} {MAX_PIECES}"
+    content = f"{student.fingerprint} {teacher.fingerprint} {DECAY} {MAX_PIECES} {RULES}"
     path = cache / "projections" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         try:
