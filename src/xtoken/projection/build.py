@@ -21,7 +21,7 @@ from xtoken.alignment.bytes import special_key
 from xtoken.projection.matrix import Projection
 from xtoken.tokens import Vocabulary
 
-__all__ = ["DECAY", "MAX_PIECES", "RULES", "Fate", "RowFates", "build_projection", "row_fates"]
+__all__ = ["DECAY", "MAX_PIECES", "RULES", "Fate", "RowFates", "build_projection", "ids_by_event", "row_fates"]
 
 Ints = NDArray[np.int64]
 
@@ -70,16 +70,17 @@ class RowFates:
         return dict(sorted(found.items()))
 
 
-def row_fates(student: Vocabulary, teacher: Vocabulary) -> RowFates:
+def row_fates(student: Vocabulary, teacher: Vocabulary, longest: int | None = MAX_PIECES) -> RowFates:
     """Applies the rules to every student token.
 
     Args:
         student, teacher: the vocabularies.
+        longest: rows of more pieces than this stay empty; None leaves none out.
     """
     fates = [Fate.ABSENT] * student.size
     pieces: list[tuple[int, ...]] = [()] * student.size
     by_bytes = teacher.ids_by_bytes
-    by_event = {special_key(teacher, i): i for i in sorted(teacher.roles, reverse=True)}
+    by_event = ids_by_event(teacher)
     texts: dict[int, str] = {}
     for i, content in enumerate(student.tokens):
         if i in student.roles:
@@ -92,9 +93,9 @@ def row_fates(student: Vocabulary, teacher: Vocabulary) -> RowFates:
         elif (text := _as_text(content)) is not None:
             texts[i] = text
         else:
-            fates[i], pieces[i] = _by_bytes_of(content, teacher)
+            fates[i], pieces[i] = _by_bytes_of(content, teacher, longest)
     for i, cut in zip(texts, teacher.retokenize(list(texts.values())), strict=True):
-        fates[i], pieces[i] = _by_text(cut, teacher)
+        fates[i], pieces[i] = _by_text(cut, teacher, longest)
     return RowFates(tuple(fates), tuple(pieces))
 
 
@@ -121,6 +122,11 @@ def build_projection(student: Vocabulary, teacher: Vocabulary) -> Projection:
     )
 
 
+def ids_by_event(vocabulary: Vocabulary) -> dict[object, int]:
+    """The lowest id of each kind of special token."""
+    return {special_key(vocabulary, i): i for i in sorted(vocabulary.roles, reverse=True)}
+
+
 def _as_text(content: bytes) -> str | None:
     try:
         return content.decode()
@@ -128,17 +134,17 @@ def _as_text(content: bytes) -> str | None:
         return None
 
 
-def _by_text(cut: Sequence[int], teacher: Vocabulary) -> tuple[str, tuple[int, ...]]:
+def _by_text(cut: Sequence[int], teacher: Vocabulary, longest: int | None) -> tuple[str, tuple[int, ...]]:
     """Rule 2. A cut through the unknown token says nothing, so it gives no row."""
     if not cut or any(i in teacher.roles for i in cut):
         return Fate.UNKNOWN, ()
-    return (Fate.PIECES, tuple(cut)) if len(cut) <= MAX_PIECES else (Fate.TOO_LONG, ())
+    return (Fate.PIECES, tuple(cut)) if longest is None or len(cut) <= longest else (Fate.TOO_LONG, ())
 
 
-def _by_bytes_of(content: bytes, teacher: Vocabulary) -> tuple[str, tuple[int, ...]]:
+def _by_bytes_of(content: bytes, teacher: Vocabulary, longest: int | None) -> tuple[str, tuple[int, ...]]:
     """Rule 3, for bytes that are no text on their own (part of a character)."""
     cut = teacher.segment(content)
-    if not cut or len(cut) > MAX_PIECES:
+    if not cut or (longest is not None and len(cut) > longest):
         return Fate.NOT_UTF8, ()
     return Fate.BYTES, tuple(cut)
 

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken.errors import FingerprintMismatchError, XTokenError
-from xtoken.files import write_whole
+from xtoken.errors import XTokenError
+from xtoken.projection.artifact import Kind, damaged, load_artifact, save_artifact
 from xtoken.tokens import Vocabulary
 
 __all__ = ["Projection"]
 
-FORMAT = "xtoken-projection"
-FORMAT_VERSION = 1
+KIND = Kind("xtoken-projection", 1, "projection", "build one with `xtoken project`")
 _ROW_SUM_SLACK = 1e-5  # float32 rounding of four terms
 
 
@@ -115,19 +114,9 @@ class Projection:
 
     def save(self, path: str | Path) -> None:
         """Writes W as safetensors, to a temporary name first, so that a broken write leaves no file."""
-        from safetensors.numpy import save
-
-        metadata = {
-            "format": FORMAT,
-            "version": str(FORMAT_VERSION),
-            "student_fingerprint": self.student_fingerprint,
-            "teacher_fingerprint": self.teacher_fingerprint,
-            "shape": json.dumps(self.shape),
-            "recipe": json.dumps(self.recipe, sort_keys=True),
-        }
-        tensors = {"indptr": self.indptr, "cols": self.cols, "values": self.values}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(path), save(tensors, metadata=metadata))
+        prints = self.student_fingerprint, self.teacher_fingerprint
+        more = {"shape": json.dumps(self.shape), "recipe": json.dumps(self.recipe, sort_keys=True)}
+        save_artifact(path, KIND, {"indptr": self.indptr, "cols": self.cols, "values": self.values}, prints, more)
 
     @classmethod
     def load(cls, path: str | Path, student: Vocabulary | None = None, teacher: Vocabulary | None = None) -> Projection:
@@ -141,47 +130,11 @@ class Projection:
             XTokenError: no such file, or not one of ours.
             FingerprintMismatchError: it was built for another tokenizer; the message says which side differs.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="numpy") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except FileNotFoundError:
-            raise XTokenError(f"no projection at {str(path)!r}: build one with `xtoken project`") from None
-        except (SafetensorError, OSError) as error:
-            raise XTokenError(f"{str(path)!r} is not a readable safetensors file: {error}") from None
-        if metadata.get("format") != FORMAT or metadata.get("version") != str(FORMAT_VERSION):
-            raise XTokenError(
-                f"{str(path)!r} is no {FORMAT} of version {FORMAT_VERSION}: it says format "
-                f"{metadata.get('format')!r}, version {metadata.get('version')!r}"
-            )
+        tensors, metadata = load_artifact(path, KIND, student, teacher)
         try:
             v_s, v_t = json.loads(metadata["shape"])
-            prints = metadata["student_fingerprint"], metadata["teacher_fingerprint"]
             arrays = tensors["indptr"], tensors["cols"], tensors["values"]
             recipe = json.loads(metadata["recipe"])
         except (KeyError, TypeError, ValueError) as error:
-            raise XTokenError(f"{str(path)!r} is a damaged {FORMAT}: {error!r}. Build it again.") from None
-        _check_pair(path, prints, student, teacher)
-        return cls(*arrays, (v_s, v_t), *prints, recipe)
-
-
-def _check_pair(
-    path: str | Path, prints: tuple[str, str], student: Vocabulary | None, teacher: Vocabulary | None
-) -> None:
-    sides = [
-        (side, vocabulary, made_for)
-        for side, vocabulary, made_for in (("student", student, prints[0]), ("teacher", teacher, prints[1]))
-        if vocabulary is not None and vocabulary.fingerprint != made_for
-    ]
-    if not sides:
-        return
-    swapped = len(sides) == 2 and {v.fingerprint for _, v, _ in sides if v} == set(prints)
-    what = " and ".join(
-        f"the {side}'s tokenizer is {vocabulary.name!r} ({vocabulary.fingerprint[:12]}), it was built for {made[:12]}"
-        for side, vocabulary, made in sides
-        if vocabulary
-    )
-    way_out = "student and teacher are swapped." if swapped else "Build it again with `xtoken project`."
-    raise FingerprintMismatchError(f"{str(path)!r} does not belong to this pair: {what}. {way_out}")
+            raise damaged(path, KIND, error) from None
+        return cls(*arrays, (v_s, v_t), metadata["student_fingerprint"], metadata["teacher_fingerprint"], recipe)

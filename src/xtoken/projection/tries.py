@@ -1,0 +1,305 @@
+"""`PathTries`: how each tokenizer's tokens begin in the other's pieces, as flat arrays.
+
+tau(v) are the teacher's pieces of student token v, sigma(u) the student's pieces of teacher token u. Two tries, one of
+all tau(v) and one of all sigma(u): a **node** is a run of leading pieces that at least two tokens share, and its
+**groups** are what those tokens do next: each next piece is one, and END, where a token stops there, is another. The
+**root** of a token, on either side, is the common token it begins with: itself where both vocabularies have its bytes,
+else the root of its first piece on the other side. Tokens with no cut on the other side have no root.
+
+Pieces are compared by what they spell, so ids of equal bytes are one piece. Law: a node's members are the members of
+its groups, each once. Memory: under 3 MB for Llama-3 x Qwen3. Source: METHOD 9 (docs/losses.md has the derivation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken.alignment.bytes import special_key
+from xtoken.errors import XTokenError
+from xtoken.projection.artifact import Kind, damaged, load_artifact, save_artifact
+from xtoken.projection.build import ids_by_event, row_fates
+from xtoken.tokens import Vocabulary
+
+__all__ = ["END", "NO_NODE", "NO_ROOT", "PathTries", "Trie", "build_tries", "tries_from_pieces"]
+
+Ints = NDArray[np.int64]
+
+KIND = Kind("xtoken-tries", 1, "tries", "delete it; a run builds them anew")
+
+NO_NODE = -1
+NO_ROOT = -1
+END = 0  # the group of the tokens that stop at a node; pieces have groups 1, 2, ...
+
+
+@dataclass(frozen=True)
+class Trie:
+    """The leading runs of one side's tokens, cut in the other side's pieces. A and B are the sizes of the two.
+
+    Attributes:
+        pieces: int64 [P], the pieces of every token of this side, one after the other.
+        piece_starts: int64 [A + 1], where each token's begin.
+        spelling: int64 [B], of each id of the other side the one id that stands for all of its bytes.
+        keys: int64 [N], rising: (node above + 1) * B + piece, for each node the way to it.
+        nodes: int64 [N], the node that each key leads to.
+        members: int64 [M], tokens of this side, node by node.
+        member_groups: int64 [M], the group of each in its node.
+        member_starts: int64 [N + 1].
+        children: int64 [C], ids of the other side that go on from a node, node by node.
+        child_groups: int64 [C], 1 or more.
+        child_starts: int64 [N + 1].
+        n_groups: int64 [N], groups of each node, END counted whether or not a token stops there.
+        has_end: bool [N], whether one does.
+    """
+
+    pieces: Ints
+    piece_starts: Ints
+    spelling: Ints
+    keys: Ints
+    nodes: Ints
+    members: Ints
+    member_groups: Ints
+    member_starts: Ints
+    children: Ints
+    child_groups: Ints
+    child_starts: Ints
+    n_groups: Ints
+    has_end: NDArray[np.bool_]
+
+    @property
+    def n_tokens(self) -> int:
+        """A."""
+        return len(self.piece_starts) - 1
+
+    def child(self, nodes: Ints, pieces: Ints) -> Ints:
+        """The node that a piece leads to from a node; `NO_NODE` where fewer than two tokens go there.
+
+        Args:
+            nodes: int64 [n], `NO_NODE` for the top.
+            pieces: int64 [n], ids of the other side by their `spelling`.
+        """
+        if not len(self.keys):
+            return np.full(len(nodes), NO_NODE)
+        wanted = (nodes + 1) * len(self.spelling) + pieces
+        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        return np.where(self.keys[place] == wanted, self.nodes[place], NO_NODE)
+
+    @property
+    def branches(self) -> NDArray[np.bool_]:
+        """bool [N], whether a node has two groups that a token falls into; at the others there is nothing to learn."""
+        branching: NDArray[np.bool_] = self.n_groups - ~self.has_end >= 2
+        return branching
+
+
+@dataclass(frozen=True)
+class PathTries:
+    """Both tries of a pair of tokenizers, and the roots.
+
+    Attributes:
+        student: of the student's tokens in the teacher's pieces.
+        teacher: of the teacher's tokens in the student's pieces.
+        student_roots: int64 [V_S], the root of each token, counted from 0; `NO_ROOT` where it has none.
+        teacher_roots: int64 [V_T], in the same count.
+        student_fingerprint, teacher_fingerprint: of the tokenizers; empty for tries made by hand.
+    """
+
+    student: Trie
+    teacher: Trie
+    student_roots: Ints
+    teacher_roots: Ints
+    student_fingerprint: str = ""
+    teacher_fingerprint: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V_S, V_T)."""
+        return len(self.student_roots), len(self.teacher_roots)
+
+    def save(self, path: str | Path) -> None:
+        """Writes them as safetensors, to a temporary name first, so that a broken write leaves no file."""
+        arrays = {"student_roots": self.student_roots, "teacher_roots": self.teacher_roots}
+        for side, trie in (("student", self.student), ("teacher", self.teacher)):
+            arrays |= {f"{side}.{f.name}": getattr(trie, f.name) for f in fields(trie)}
+        narrow = {name: array if array.dtype == np.bool_ else _narrowed(array) for name, array in arrays.items()}
+        save_artifact(path, KIND, narrow, (self.student_fingerprint, self.teacher_fingerprint), {})
+
+    @classmethod
+    def load(cls, path: str | Path, student: Vocabulary | None = None, teacher: Vocabulary | None = None) -> PathTries:
+        """Reads saved tries, for the pair of tokenizers they were built for.
+
+        Args:
+            path: the file.
+            student, teacher: the vocabularies they will be used with; one that is given is checked.
+
+        Raises:
+            XTokenError: no such file, or not one of ours.
+            FingerprintMismatchError: they were built for another tokenizer.
+        """
+        arrays, metadata = load_artifact(path, KIND, student, teacher)
+        try:
+            one, other = (_trie(arrays, side) for side in ("student", "teacher"))
+            roots = arrays["student_roots"].astype(np.int64), arrays["teacher_roots"].astype(np.int64)
+        except KeyError as error:
+            raise damaged(path, KIND, error) from None
+        return cls(one, other, *roots, metadata["student_fingerprint"], metadata["teacher_fingerprint"])
+
+
+def build_tries(student: Vocabulary, teacher: Vocabulary) -> PathTries:
+    """The tries of a pair of tokenizers.
+
+    Args:
+        student, teacher: the vocabularies.
+    """
+    tau, sigma = row_fates(student, teacher, None).pieces, row_fates(teacher, student, None).pieces
+    spellings = _spelling(student), _spelling(teacher)
+    prints = student.fingerprint, teacher.fingerprint
+    return tries_from_pieces(tau, sigma, *spellings, *prints)
+
+
+def tries_from_pieces(
+    tau: Sequence[Sequence[int]],
+    sigma: Sequence[Sequence[int]],
+    student_spelling: Ints,
+    teacher_spelling: Ints,
+    student_fingerprint: str = "",
+    teacher_fingerprint: str = "",
+) -> PathTries:
+    """Tries of given cuts.
+
+    Args:
+        tau: [V_S], the teacher ids that each student token is cut into; one where they have a token in common, none
+            where it has no cut.
+        sigma: [V_T], the same the other way.
+        student_spelling, teacher_spelling: int64 [V_S], [V_T]; of ids that spell the same, the one that stands for all.
+        student_fingerprint, teacher_fingerprint: of the tokenizers.
+
+    Raises:
+        XTokenError: a token is cut into an id that the other side does not have.
+    """
+    for name, cuts, size in (("student", tau, len(sigma)), ("teacher", sigma, len(tau))):
+        if any(not 0 <= piece < size for cut in cuts for piece in cut):
+            raise XTokenError(f"a {name} token is cut into an id outside the other vocabulary of {size}")
+    one, other = _trie_of(tau, teacher_spelling), _trie_of(sigma, student_spelling)
+    return PathTries(one, other, *_roots(one, other), student_fingerprint, teacher_fingerprint)
+
+
+def _spelling(vocabulary: Vocabulary) -> Ints:
+    by_bytes, by_event = vocabulary.ids_by_bytes, ids_by_event(vocabulary)
+    found = np.arange(vocabulary.size, dtype=np.int64)
+    for i, content in enumerate(vocabulary.tokens):
+        if content:
+            found[i] = by_bytes[content]
+    for i in vocabulary.roles:
+        found[i] = by_event[special_key(vocabulary, i)]
+    return found
+
+
+def _trie_of(cuts: Sequence[Sequence[int]], spelling: Ints) -> Trie:
+    """Level by level: the tokens that reach a node go on to the nodes of their next pieces, while two share one."""
+    size = len(spelling)
+    lengths = np.array([len(cut) for cut in cuts], np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    pieces = spelling[np.fromiter(chain.from_iterable(cuts), np.int64, count=int(starts[-1]))]
+    tokens, above = np.flatnonzero(lengths > 0), np.full(int((lengths > 0).sum()), NO_NODE)
+    keys: list[Ints] = []
+    at: list[Ints] = []  # node, token and next piece (END's is -1) of every membership
+    depth = n_nodes = 0
+    while len(tokens):
+        wanted = (above + 1) * size + pieces[starts[tokens] + depth]
+        found, inverse, counts = np.unique(wanted, return_inverse=True, return_counts=True)
+        number = np.where(counts >= 2, n_nodes + np.cumsum(counts >= 2) - 1, NO_NODE)
+        keys.append(found[counts >= 2])
+        n_nodes += len(keys[-1])
+        shared = number[inverse] != NO_NODE
+        tokens, above, depth = tokens[shared], number[inverse][shared], depth + 1
+        goes_on = lengths[tokens] > depth
+        following = np.where(goes_on, pieces[np.minimum(starts[tokens] + depth, len(pieces) - 1)], -1)
+        at.append(np.stack([above, tokens, following]))
+        tokens, above = tokens[goes_on], above[goes_on]
+    # Keys fall into levels, each later level's above all of the earlier ones', so they rise as they stand.
+    key_of = np.concatenate(keys) if keys else np.zeros(0, np.int64)
+    node, token, following = np.concatenate(at, axis=1) if at else np.zeros((3, 0), np.int64)
+    order = np.lexsort((token, following, node))
+    node, token, following = node[order], token[order], following[order]
+    return Trie(
+        pieces, starts, spelling, key_of, np.arange(n_nodes), **_groups(node, token, following, n_nodes, spelling)
+    )
+
+
+def _groups(node: Ints, token: Ints, following: Ints, n_nodes: int, spelling: Ints) -> dict[str, Any]:
+    """The arrays of members and children, from memberships sorted by node and next piece."""
+    first = np.ones(len(node), bool)
+    first[1:] = (node[1:] != node[:-1]) | (following[1:] != following[:-1])
+    is_child = first & (following >= 0)
+    running = np.cumsum(is_child)
+    member_starts = np.searchsorted(node, np.arange(n_nodes + 1))
+    before = np.concatenate([[0], running])[member_starts[:-1]]  # children of earlier nodes
+    groups = np.where(following >= 0, running - before[node], END)
+    n_groups = np.concatenate([[0], running])[member_starts[1:]] - before + 1
+    has_end = np.zeros(n_nodes, bool)
+    has_end[node[following < 0]] = True
+    # All ids that spell a child's piece go on from the node.
+    by_spelling = np.argsort(spelling, kind="stable")
+    lows, highs = (np.searchsorted(spelling[by_spelling], following[is_child], side) for side in ("left", "right"))
+    counts = highs - lows
+    place = np.arange(counts.sum()) + np.repeat(lows - (np.cumsum(counts) - counts), counts)
+    child_node = np.repeat(node[is_child], counts)
+    return {
+        "members": token,
+        "member_groups": groups,
+        "member_starts": member_starts,
+        "children": by_spelling[place],
+        "child_groups": np.repeat(groups[is_child], counts),
+        "child_starts": np.searchsorted(child_node, np.arange(n_nodes + 1)),
+        "n_groups": n_groups,
+        "has_end": has_end,
+    }
+
+
+def _roots(one: Trie, other: Trie) -> tuple[Ints, Ints]:
+    """The root of every token of either side, by following first pieces until a common token."""
+    v_s, v_t = one.n_tokens, other.n_tokens
+    lengths = np.concatenate([np.diff(one.piece_starts), np.diff(other.piece_starts)])
+    first = np.full(v_s + v_t, -1)
+    for trie, at, towards in ((one, 0, v_s), (other, v_s, 0)):
+        cut = np.flatnonzero(np.diff(trie.piece_starts) > 0)
+        first[cut + at] = trie.pieces[trie.piece_starts[cut]] + towards
+    # A common token is named by the id of the teacher's side that stands for its spelling.
+    name = np.full(v_s + v_t, -1)
+    common = np.flatnonzero(lengths == 1)
+    own = common[common < v_s]
+    name[own] = first[own] - v_s
+    theirs = common[common >= v_s]
+    name[theirs] = other.pieces[other.piece_starts[theirs - v_s]]  # the student's id, whose own name is the root's
+    name[theirs] = np.where(lengths[name[theirs]] == 1, first[name[theirs]] - v_s, -1)
+    end = np.arange(v_s + v_t)
+    # A token's first piece is shorter than it, so this ends; a tokenizer that rewrites text might lead in a circle.
+    for _ in range(_LONGEST_WAY):
+        goes_on = (name[end] < 0) & (lengths[end] > 1)
+        if not goes_on.any():
+            break
+        end = np.where(goes_on, first[end], end)
+    used, roots = np.unique(name[end], return_inverse=True)
+    roots = roots - int(bool(len(used)) and used[0] < 0)
+    return roots[:v_s], roots[v_s:]
+
+
+# The longest tokens of real vocabularies are runs of 128 or 256 spaces.
+_LONGEST_WAY = 1024
+
+
+def _narrowed(array: Ints) -> NDArray[Any]:
+    """int32 where that holds every number (keys may not fit)."""
+    fits = not len(array) or (array.min() >= -(2**31) and array.max() < 2**31)
+    return array.astype(np.int32) if fits else array
+
+
+def _trie(arrays: Mapping[str, NDArray[Any]], side: str) -> Trie:
+    found: dict[str, Any] = {f.name: arrays[f"{side}.{f.name}"] for f in fields(Trie)}
+    return Trie(**{name: array if array.dtype == np.bool_ else array.astype(np.int64) for name, array in found.items()})
