@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from xtoken.losses.blocks import in_blocks
-from xtoken.losses.fast.kernel import ChunkKernel
+from xtoken.losses.fast.passes import Kernel
 from xtoken.losses.fast.walk import from_logits
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.merge import check_teacher
@@ -33,7 +33,7 @@ class ChunkLoss(nn.Module, ABC):
     teacher_vocab_size: int
 
     @abstractmethod
-    def kernel(self) -> ChunkKernel | None:
+    def kernel(self) -> Kernel | None:
         """The fast version; None where there is only the reference."""
 
     @abstractmethod

@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from xtoken.errors import XTokenError
 from xtoken.losses.fast.handover import hand_out, keep_for_backward
-from xtoken.losses.fast.walk import block_rows, blocks
+from xtoken.losses.fast.passes import blocks
+from xtoken.losses.fast.walk import block_rows
 from xtoken.losses.term import LossTerm
 
 __all__ = ["IGNORED_LABEL", "cross_entropy", "targets_of"]

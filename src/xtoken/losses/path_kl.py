@@ -30,7 +30,7 @@ from torch import Tensor
 
 from xtoken.errors import XTokenError
 from xtoken.losses.chunk_loss import ChunkLoss
-from xtoken.losses.fast.kernel import ChunkKernel
+from xtoken.losses.fast.passes import Kernel
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.logspace import NEG_INF
 from xtoken.losses.term import LossTerm
@@ -65,7 +65,7 @@ class PathKL(ChunkLoss):
         self.student_vocab_size, self.teacher_vocab_size = tries.shape
         self.tries = tries
 
-    def kernel(self) -> ChunkKernel | None:
+    def kernel(self) -> Kernel | None:
         return None
 
     def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,42 @@ class Trie:
         place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         return np.where(self.keys[place] == wanted, self.nodes[place], NO_NODE)
 
-    @property
+    def group_of(self, nodes: Ints, pieces: Ints) -> Ints:
+        """The group that a piece goes to from a node; `END` where no token goes on with it.
+
+        Args:
+            nodes: int64 [n].
+            pieces: int64 [n], ids of the other side.
+        """
+        keys, groups = self._child_groups
+        if not len(keys):
+            return np.full(len(nodes), END)
+        wanted = nodes * len(self.spelling) + pieces
+        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        return np.where(keys[place] == wanted, groups[place], END)
+
+    def node_of(self, tokens: Ints) -> Ints:
+        """The node where tokens of this side stop; `NO_NODE` where none goes on from there or stops beside them.
+
+        Args:
+            tokens: int64 [n].
+        """
+        node, lengths = np.full(len(tokens), NO_NODE), np.diff(self.piece_starts)[tokens]
+        found = lengths > 0
+        for depth in range(int(lengths.max(initial=0))):
+            on = np.flatnonzero(found & (lengths > depth))
+            node[on] = self.child(node[on], self.pieces[self.piece_starts[tokens[on]] + depth])
+            found[on] = node[on] != NO_NODE
+        return np.where(found, node, NO_NODE)
+
+    @cached_property
+    def _child_groups(self) -> tuple[Ints, Ints]:
+        node = np.repeat(np.arange(len(self.n_groups)), np.diff(self.child_starts))
+        keys = node * len(self.spelling) + self.children
+        order = np.argsort(keys)
+        return keys[order], self.child_groups[order]
+
+    @cached_property
     def branches(self) -> NDArray[np.bool_]:
         """bool [N], whether a node has two groups that a token falls into; at the others there is nothing to learn."""
         branching: NDArray[np.bool_] = self.n_groups - ~self.has_end >= 2

@@ -29,16 +29,9 @@ from torch.autograd.function import once_differentiable
 from xtoken.errors import XTokenError
 from xtoken.losses.cross_entropy import IGNORED_LABEL
 from xtoken.losses.fast.handover import hand_out, keep_for_backward
-from xtoken.losses.fast.kernel import ChunkKernel, Scratch
-from xtoken.losses.fast.walk import (
-    add_sums,
-    block_rows,
-    chain_factors,
-    compute_dtype,
-    later_entries,
-    read_logits,
-    read_rows,
-)
+from xtoken.losses.fast.kernel import Scratch
+from xtoken.losses.fast.passes import Kernel, Pass, plan, read_logits, read_rows
+from xtoken.losses.fast.walk import add_sums, block_rows, compute_dtype, no_sums
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.term import LossTerm
 from xtoken.teachers.head import Head
@@ -61,7 +54,7 @@ class Lesson:
         index: the chunks; no row of the student's stands in it twice.
     """
 
-    kernel: ChunkKernel
+    kernel: Kernel
     teacher: TeacherSignal
     index: ChunkIndex
 
@@ -246,41 +239,26 @@ _SLICE = 2**14
 
 
 @dataclass(frozen=True)
-class _Order:
-    """A lesson's chunks and later tokens in the order of their rows, with the steps they fall in.
+class _Bounds:
+    """Where a lesson's rows stand among the walked ones, and the steps they fall in.
 
     Attributes:
-        chunks: int64 [K], the chunks by first row.
-        first: int64 [K], the place among the walked rows of each one's first row.
-        teacher_rows: int64 [K], the teacher's first row of each.
-        later: int64 [N - K], the place among the walked rows of each later token, rising.
-        later_chunk, later_tokens: int64 [N - K], its chunk and the token.
-        first_bounds, later_bounds: for each step, where its chunks and later tokens begin; one more for the end.
+        first: int64 [A], the place of each chunk's first row, rising.
+        later: int64 [L], the place of each later row, rising.
+        first_bounds, later_bounds: for each step, where its chunks and later rows begin; one more for the end.
     """
 
-    chunks: Tensor
     first: Tensor
-    teacher_rows: Tensor
     later: Tensor
-    later_chunk: Tensor
-    later_tokens: Tensor
     first_bounds: list[int]
     later_bounds: list[int]
 
 
-def _order(index: ChunkIndex, place: Tensor, edges: Tensor, kernel: ChunkKernel) -> _Order:
-    """Sorts a lesson's chunks; `place` [R] says where each row stands among the walked ones."""
-    first = place[index.student_rows[index.student_starts[:-1]]]
-    first, chunks = first.sort(stable=True)
-    entries, chunk = later_entries(index.student_starts, len(index.student_rows))
-    if not kernel.uses_later_tokens:
-        entries, chunk = entries[:0], chunk[:0]
-    later, by_row = place[index.student_rows[entries]].sort(stable=True)
-    bounds = torch.stack([torch.searchsorted(first, edges), torch.searchsorted(later, edges)]).tolist()
-    teacher_rows = index.teacher_rows[index.teacher_starts[:-1]][chunks]
-    return _Order(
-        chunks, first, teacher_rows, later, chunk[by_row], index.student_tokens[entries][by_row], bounds[0], bounds[1]
-    )
+def _bounds(lesson: Pass, place: Tensor, edges: Tensor) -> _Bounds:
+    """`place` [R] says where each row stands among the walked ones."""
+    first, later = place[lesson.first_s], place[lesson.later]
+    found = torch.stack([torch.searchsorted(first, edges), torch.searchsorted(later, edges)]).tolist()
+    return _Bounds(first, later, found[0], found[1])
 
 
 class _HiddenWalk:
@@ -290,8 +268,9 @@ class _HiddenWalk:
         self.hidden, self.head, self.targets, self.vocab_size = hidden, head, targets, vocab_size
         self.lessons = lessons
         walked = targets != IGNORED_LABEL
-        for lesson in lessons:
-            walked[lesson.index.student_rows] = True
+        self.passes = [plan(lesson.kernel, lesson.index) for lesson in lessons]
+        for one in self.passes:
+            walked[one.first_s] = walked[one.later] = True
         self.rows = walked.nonzero().squeeze(1)
         widths = [lesson.teacher.vocab_size for lesson in lessons if isinstance(lesson.teacher, HeadSignal)]
         self.step = block_rows(hidden.device, max([vocab_size, *(lesson.teacher.vocab_size for lesson in lessons)]))
@@ -299,13 +278,15 @@ class _HiddenWalk:
         edges = torch.arange(0, len(self.rows) + self.step, self.step, device=hidden.device).clamp(max=len(self.rows))
         place = walked.cumsum(0) - 1
         self.edges = [*range(0, len(self.rows), self.step), len(self.rows)]
-        self.orders = [_order(lesson.index, place, edges, lesson.kernel) for lesson in lessons]
+        self.bounds = [_bounds(one, place, edges) for one in self.passes]
         dtype = compute_dtype(hidden.dtype, *(lesson.teacher.dtype for lesson in lessons))
         self.scratch, self.wide = Scratch(hidden.device, dtype), Scratch(hidden.device, dtype)
         at_once = (2 + len(lessons)) * vocab_size + sum(widths)
         self.fits_at_once = len(self.rows) * at_once <= _HEAD_ELEMENTS
-        self.factors = [self._factors(lesson) for lesson in lessons]
-        self.on_factor = [torch.zeros_like(log_s) for log_s, _ in self.factors]
+        buffers = Scratch(hidden.device, dtype)  # of their own: those of the walk are still to come
+        for lesson, one in zip(lessons, self.passes, strict=True):
+            student = HeadSignal(hidden, head, vocab_size, lesson.teacher.temperature)
+            one.prepare(student, lesson.teacher, buffers, self.block)
         self.terms: list[LossTerm] = []
 
     def _block_rows(self, width: int) -> int:
@@ -314,11 +295,6 @@ class _HiddenWalk:
         most = max(1, _HEAD_ELEMENTS // width // self.step)
         n_blocks = max(1, -(-steps // most))
         return max(1, -(-steps // n_blocks)) * self.step
-
-    def _factors(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        student = HeadSignal(self.hidden, self.head, self.vocab_size, lesson.teacher.temperature)
-        buffers = Scratch(self.scratch.device, self.scratch.dtype)  # of their own: those of the walk are still to come
-        return chain_factors(lesson.kernel, student, lesson.teacher, lesson.index, buffers, self.block)
 
     def run(self, multipliers: Multipliers | None, gradients: _Gradients) -> None:
         """Walks all rows for the terms, and for the gradient where the multipliers are given."""
@@ -369,15 +345,14 @@ class _HiddenWalk:
             yield step, slice(self.edges[step] - begin, self.edges[step + 1] - begin)
 
     def _no_sums(self) -> list[dict[str, Tensor]]:
-        return [{} for _ in range(1 + len(self.lessons))]
+        zero = torch.zeros((), dtype=self.scratch.dtype, device=self.hidden.device)
+        lessons = zip(self.lessons, self.passes, strict=True)
+        return [{"total": zero}, *(no_sums(lesson.kernel, self.scratch) | one.sums() for lesson, one in lessons)]
 
     def _keep_terms(self, sums: list[dict[str, Tensor]]) -> None:
         counts = [(self.targets != IGNORED_LABEL).sum()]
         counts += [torch.full_like(counts[0], lesson.index.n_chunks) for lesson in self.lessons]
-        zero = torch.zeros((), dtype=self.scratch.dtype, device=self.hidden.device)
-        names = [(), *(lesson.kernel.metric_names for lesson in self.lessons)]
-        found = [dict.fromkeys(("total", *own), zero) | s for own, s in zip(names, sums, strict=True)]
-        self.terms = [LossTerm(s.pop("total"), n, s) for s, n in zip(found, counts, strict=True)]
+        self.terms = [LossTerm(s.pop("total"), n, s) for s, n in zip(sums, counts, strict=True)]
 
     def _logits(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The hidden states of some rows, and their logits."""
@@ -437,13 +412,13 @@ class _HiddenWalk:
         """
         found: list[tuple[TeacherSignal, int]] = []
         a, b = begin // self.step, -(-(begin + n_rows) // self.step)
-        for number, (lesson, order) in enumerate(zip(self.lessons, self.orders, strict=True)):
+        for number, (lesson, one) in enumerate(zip(self.lessons, self.passes, strict=True)):
             if not isinstance(lesson.teacher, HeadSignal):
                 found.append((lesson.teacher, -1))
                 continue
-            first, last = order.first_bounds[a], order.first_bounds[b]
+            first, last = self.bounds[number].first_bounds[a], self.bounds[number].first_bounds[b]
             logits = self._matrix(f"teacher {number}", last - first, lesson.teacher.vocab_size)
-            lesson.teacher.read(order.teacher_rows[first:last], logits)
+            lesson.teacher.read(one.first_t[first:last], logits)
             found.append((LogitSignal(logits, lesson.teacher.vocab_size), first))
         return found
 
@@ -457,33 +432,27 @@ class _HiddenWalk:
         scale: Tensor | None,
     ) -> dict[str, Tensor]:
         """A step's chunks of a lesson: sums of its terms; their part of the gradient is added to `by_logits`."""
-        lesson, order, tau = self.lessons[number], self.orders[number], self.lessons[number].teacher.temperature
-        a, b = order.first_bounds[step : step + 2]
+        one, bounds, tau = self.passes[number], self.bounds[number], self.lessons[number].teacher.temperature
+        a, b = bounds.first_bounds[step : step + 2]
         if a == b:
             return {}
         source, origin = teacher
-        rows_t = order.teacher_rows[a:b] if origin < 0 else torch.arange(a - origin, b - origin, device=logits.device)
-        chunks, rows_s = order.chunks[a:b], order.first[a:b] - self.edges[step]
-        log_s, log_t = (factor[chunks] for factor in self.factors[number])
-        side_s = read_rows(LogitSignal(logits, self.vocab_size, tau), rows_s, log_s, self.scratch, "student")
-        side_t = read_rows(source, rows_t, log_t, self.scratch, "teacher")
-        found = lesson.kernel(side_s, side_t, self.scratch)
-        self.on_factor[number][chunks] = found.on_factor
+        rows_t = one.first_t[a:b] if origin < 0 else torch.arange(a - origin, b - origin, device=logits.device)
+        rows_s = bounds.first[a:b] - self.edges[step]
+        side_s = read_rows(LogitSignal(logits, self.vocab_size, tau), rows_s, self.scratch, "student")
+        side_t = read_rows(source, rows_t, self.scratch, "teacher")
+        found = one.evaluate(slice(a, b), side_s, side_t, self.scratch)
         if by_logits is not None and scale is not None:
             by_logits.index_add_(0, rows_s, found.by_logits(side_s, tau * scale))
         return found.sums(tau)
 
     def _later(self, number: int, step: int, logits: Tensor, by_logits: Tensor, scale: Tensor) -> None:
-        """The later tokens among a step's rows.
-
-        Their chunks' first rows lie before them, in this step or in an earlier one.
-        """
-        order, tau = self.orders[number], self.lessons[number].teacher.temperature
-        a, b = order.later_bounds[step : step + 2]
+        """The later rows among a step's; the chunks they belong to begin before them, here or in an earlier step."""
+        bounds, tau = self.bounds[number], self.lessons[number].teacher.temperature
+        a, b = bounds.later_bounds[step : step + 2]
         if a == b:
             return
-        rows = order.later[a:b] - self.edges[step]
+        rows = bounds.later[a:b] - self.edges[step]
         probs = torch.softmax(read_logits(LogitSignal(logits, self.vocab_size, tau), rows, self.scratch, "student"), -1)
-        weight = (self.on_factor[number][order.later_chunk[a:b]] * tau * scale).unsqueeze(1)
-        probs.mul_(-weight).scatter_add_(1, order.later_tokens[a:b].unsqueeze(1), weight)
+        self.passes[number].later_gradient(slice(a, b), probs, tau * scale)
         by_logits.index_add_(0, rows, probs)

@@ -51,17 +51,26 @@ class Rows:
     A kernel may overwrite the teacher's tensors and the student's `log_probs`, but not the student's `probs`.
 
     Attributes:
-        logits: [K, V], whose softmax is the distribution; of a top-k signal [K, k] log-probabilities. Not to write to.
-        log_factor: [K], nats, at most 0: the later tokens; 0 for `first`.
+        logits: [K, V], whose softmax is the distribution; of a top-k signal [K, k] log-probabilities. A copy, to be
+            changed before a distribution is asked for, and not afterwards.
+        log_factor: [K], nats, at most 0: the later tokens; 0 for `first`. Set by the pass.
         token_ids: int64 [K, k], what the columns stand for in a top-k signal; None where they are the vocabulary.
+        log_tail: [K], log of what such a signal leaves out; None where it is whole.
     """
 
+    log_factor: Tensor
+
     def __init__(
-        self, logits: Tensor, log_factor: Tensor, scratch: Scratch, side: str, token_ids: Tensor | None = None
+        self,
+        logits: Tensor,
+        scratch: Scratch,
+        side: str,
+        token_ids: Tensor | None = None,
+        log_tail: Tensor | None = None,
     ) -> None:
         """Takes logits [K, V], or the log-probabilities [K, k] of a top-k signal."""
         self.logits, self._scratch, self._side = logits, scratch, side
-        self.log_factor, self.token_ids = log_factor, token_ids
+        self.token_ids, self.log_tail = token_ids, log_tail
 
     @cached_property
     def log_probs(self) -> Tensor:
