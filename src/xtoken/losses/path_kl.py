@@ -22,19 +22,18 @@ first row, on the side whose row it was. Law: 0 where all of these agree; for eq
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from xtoken.errors import XTokenError
 from xtoken.losses.chunk_loss import ChunkLoss
 from xtoken.losses.fast.passes import Kernel
+from xtoken.losses.fast.path_kl import PathKernel, SplitRoots, split_roots
 from xtoken.losses.index import ChunkIndex
-from xtoken.losses.logspace import NEG_INF
 from xtoken.losses.term import LossTerm
-from xtoken.projection.tries import NO_ROOT, PathTries, Trie
+from xtoken.projection.tries import PathTries, Trie
 from xtoken.teachers.signal import TeacherSignal, TopKSignal, flat_log_probs
 
 __all__ = ["PathKL"]
@@ -64,9 +63,12 @@ class PathKL(ChunkLoss):
         super().__init__()
         self.student_vocab_size, self.teacher_vocab_size = tries.shape
         self.tries = tries
+        # Made from the tries, which live in their own file: a checkpoint should not repeat them.
+        for name, tensor in split_roots(tries.student_roots, tries.teacher_roots).tensors().items():
+            self.register_buffer(name, tensor, persistent=False)
 
     def kernel(self) -> Kernel | None:
-        return None
+        return PathKernel(self.tries, SplitRoots(**{f.name: getattr(self, f.name) for f in fields(SplitRoots)}))
 
     def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
         """In plain Python, a chunk at a time: slow, and to be read beside the derivation."""
@@ -109,7 +111,7 @@ class _Reference:
     """Path-KL of one batch; every method is a sentence of the module's text."""
 
     def __init__(self, tries: PathTries, logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> None:
-        v_s, v_t = tries.shape
+        v_s, _ = tries.shape
         self.tau, self.sigma = _cuts(tries.student), _cuts(tries.teacher)
         self.spelled_s, self.spelled_t = tries.teacher.spelling.tolist(), tries.student.spelling.tolist()
         self.roots_s, self.roots_t = tries.student_roots.tolist(), tries.teacher_roots.tolist()
@@ -129,22 +131,17 @@ class _Reference:
             self.chunks.append(_Chunk(tokens_s, tokens_t, [*rows_s, rows_s[-1] + 1], [*rows_t, rows_t[-1] + 1]))
 
     def term(self) -> LossTerm:
-        values, nodes, uncovered, skipped = [], [], [], []
+        empty = self.q.new_zeros(0)
+        found: list[list[Tensor]] = [[], [], [], []]
+        zero, one = self.q.sum() * 0, self.q.new_ones(())
         for k, chunk in enumerate(self.chunks):
-            if self.roots_s[chunk.student[0]] != self.roots_t[chunk.teacher[0]]:
-                zero = self.q.sum() * 0
-                found = (zero, zero, zero, zero + 1)
-            else:
-                found = (*self.chunk_terms(k, chunk), self.q.new_zeros(()))
-            for values_of, value in zip((values, nodes, uncovered, skipped), found, strict=True):
-                values_of.append(value)
-        if not values:
-            empty = self.q[:0].sum(dim=1)
-            values, nodes, uncovered, skipped = ([*empty] for _ in range(4))
-        scale = self.temperature**2
-        stacked = [torch.stack(x) if x else self.q[:0].sum(dim=1) for x in (values, nodes, uncovered, skipped)]
+            terms = (*self.chunk_terms(k, chunk), one - 1) if self.agrees(k) else (zero, zero, zero, one)
+            for values, value in zip(found, terms, strict=True):
+                values.append(value)
+        values, nodes, uncovered, skipped = (torch.stack(x) if x else empty for x in found)
+        tau = self.temperature
         return LossTerm.of(
-            scale * stacked[0], node_kl=scale * stacked[1], uncovered_mass=stacked[2], skipped_chunks=stacked[3]
+            tau**2 * values + zero, node_kl=tau**2 * nodes, uncovered_mass=uncovered, skipped_chunks=skipped
         )
 
     def chunk_terms(self, k: int, chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,7 +211,7 @@ class _Reference:
         if found and found[0].depth == 1 and is_longer and self.is_node(self.tau[chunk.student[0]]):
             # The student had longer tokens too, whose chance the teacher's longer token tells nothing of: whether it
             # went on is not asked, only how.
-            found[0] = _Visit(**{f.name: getattr(found[0], f.name) for f in fields(_Visit)} | {"is_closed": True})
+            found[0] = replace(found[0], is_closed=True)
         return found
 
     def is_node(self, path: Sequence[int]) -> bool:
@@ -344,7 +341,7 @@ def _cuts(trie: Trie) -> Cuts:
 
 
 def _pairs(bounds: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(pairwise(bounds))
 
 
 def _by_root(probs: Tensor, roots: Sequence[int]) -> dict[object, Tensor]:

@@ -96,14 +96,14 @@ class Trie:
 
         Args:
             nodes: int64 [n].
-            pieces: int64 [n], ids of the other side.
+            pieces: int64 [n], ids of the other side; below 0 for no piece.
         """
         keys, groups = self._child_groups
         if not len(keys):
             return np.full(len(nodes), END)
         wanted = nodes * len(self.spelling) + pieces
         place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where(keys[place] == wanted, groups[place], END)
+        return np.where((keys[place] == wanted) & (pieces >= 0), groups[place], END)
 
     def node_of(self, tokens: Ints) -> Ints:
         """The node where tokens of this side stop; `NO_NODE` where none goes on from there or stops beside them.

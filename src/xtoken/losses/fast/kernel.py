@@ -97,7 +97,7 @@ class KernelResult:
         values: [K], the loss of each chunk.
         direct: [K, V_S], may be a scratch buffer.
         on_probs: [K], or None where it is 0 throughout.
-        on_factor: [K].
+        on_factor: [K]; None for a loss without factors.
         parts: [K] each, what the value is made of or off by; they take its factor tau^2.
         metrics: [K] each, of other kinds.
     """
@@ -105,7 +105,7 @@ class KernelResult:
     values: Tensor
     direct: Tensor
     on_probs: Tensor | None
-    on_factor: Tensor
+    on_factor: Tensor | None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 

@@ -31,7 +31,15 @@ from xtoken.losses.fast.kernel import KernelResult, Rows, Scratch
 from xtoken.losses.fast.largest import largest
 from xtoken.losses.logspace import NEG_INF
 
-__all__ = ["PKLKernel", "SplitProjection", "dot_and_spoil", "split_projection"]
+__all__ = [
+    "PKLKernel",
+    "SplitProjection",
+    "dot_and_spoil",
+    "split_projection",
+    "starts_of",
+    "table",
+    "weighted_sums",
+]
 
 _NAN, _INF = float("nan"), float("inf")
 
@@ -113,10 +121,10 @@ def split_projection(rows: Ints, cols: Ints, values: NDArray[np.floating], shape
         "student_ids": student_ids,
         "teacher_ids": teacher_ids,
         "by_teacher": row_of[by_col],
-        "by_teacher_starts": _starts(col_of, len(teacher_ids)),
+        "by_teacher_starts": starts_of(col_of, len(teacher_ids)),
         "by_teacher_weights": values[by_col],
         "by_student": col_of[by_row],
-        "by_student_starts": _starts(row_of, len(student_ids)),
+        "by_student_starts": starts_of(row_of, len(student_ids)),
         "by_student_weights": values[by_row],
         "unreachable": np.flatnonzero(col_entries == 0),
         "is_reachable": (col_entries > 0).astype(np.float32),
@@ -128,7 +136,7 @@ def split_projection(rows: Ints, cols: Ints, values: NDArray[np.floating], shape
     return SplitProjection(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 
 
-def _starts(segment: Ints, n_segments: int) -> Ints:
+def starts_of(segment: Ints, n_segments: int) -> Ints:
     return np.concatenate([[0], np.cumsum(np.bincount(segment, minlength=n_segments))])[:n_segments].astype(np.int64)
 
 
@@ -168,7 +176,7 @@ def _on_all(w: SplitProjection, student: Rows, teacher: Rows, scratch: Scratch) 
     moved.mul_(w.is_renamed)
 
     p, q = remainder_tables(student.log_probs, w)
-    target = _table(probs_t, w.teacher_ids)
+    target = table(probs_t, w.teacher_ids)
     cross = (target * q.log().nan_to_num_(nan=_NAN, posinf=_INF, neginf=LOG_OF_ZERO)).sum(dim=0).to(moved.dtype)
     pull = remainder_pull(p, target.div_(q).masked_fill_(q == 0, 0), w)
 
@@ -185,29 +193,29 @@ def remainder_tables(log_probs: Tensor, w: SplitProjection, shift: Tensor | None
 
     Tables of columns by chunks, so that each entry of W reads K neighbouring numbers.
     """
-    p = _table(log_probs, w.student_ids)
+    p = table(log_probs, w.student_ids)
     p = (p if shift is None else p.sub_(shift)).exp_()
-    q = _weighted_sums(p, w.by_teacher, w.by_teacher_starts, w.by_teacher_weights)
+    q = weighted_sums(p, w.by_teacher, w.by_teacher_starts, w.by_teacher_weights)
     # Below the smallest normal number 1 / q is none: such a column counts as one without probability.
     return p, q.masked_fill_(q < torch.finfo(q.dtype).tiny, 0)
 
 
 def remainder_pull(p: Tensor, pushed: Tensor, w: SplitProjection) -> Tensor:
     """p_i sum_j W_ij pushed_j of the remainder's rows [K, U]; overwrites p."""
-    return p.mul_(_weighted_sums(pushed, w.by_student, w.by_student_starts, w.by_student_weights)).t()
+    return p.mul_(weighted_sums(pushed, w.by_student, w.by_student_starts, w.by_student_weights)).t()
 
 
-def _table(rows: Tensor, columns: Tensor) -> Tensor:
+def table(rows: Tensor, columns: Tensor) -> Tensor:
     """[columns, K], in float64 where the device has it (Apple's has not)."""
     dtype = torch.float32 if rows.device.type == "mps" else torch.float64
     return rows.gather(1, columns.expand(len(rows), -1)).t().to(dtype, memory_format=torch.contiguous_format)
 
 
-def _weighted_sums(table: Tensor, entries: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """Each segment's weighted sum of rows of the table: a sparse product whose order of summation is fixed."""
+def weighted_sums(numbers: Tensor, entries: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Each segment's weighted sum of rows of a table: a sparse product whose order of summation is fixed."""
     if not len(entries):
-        return table.new_zeros(len(starts), table.shape[1])
-    return embedding_bag(entries, table, starts, mode="sum", per_sample_weights=weights.to(table.dtype))
+        return numbers.new_zeros(len(starts), numbers.shape[1])
+    return embedding_bag(entries, numbers, starts, mode="sum", per_sample_weights=weights.to(numbers.dtype))
 
 
 def _mass(log_probs: Tensor) -> Tensor:

@@ -108,6 +108,7 @@ class ChainPass:
     def evaluate(self, at: slice, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
         student.log_factor, teacher.log_factor = self._log_s[at], self._log_t[at]
         found = self.kernel(student, teacher, scratch)
+        assert found.on_factor is not None
         self._on_factor[at] = found.on_factor
         return found
 

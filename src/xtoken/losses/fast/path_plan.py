@@ -142,8 +142,15 @@ class _Walk:
 
     def by_chunk(self, place: Ints) -> _Walk:
         """In the order that chunks have by `place`, and within a chunk by depth."""
-        order = np.lexsort((self.depth, place[self.chunk]))
-        return _Walk(**{f.name: getattr(self, f.name)[order] for f in fields(self)})
+        return self.at(np.lexsort((self.depth, place[self.chunk])))
+
+    def at(self, which: Ints | Bools) -> _Walk:
+        """Some of the visits."""
+        return _Walk(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
+
+_NOTHING = np.zeros(0, np.int64)
+_NO_WALK = _Walk(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, np.zeros(0, bool))
 
 
 def plan_paths(tries: PathTries, index: ChunkIndex) -> PathPlan:
@@ -200,7 +207,7 @@ def _walk(trie: Trie, first: Ints, other: _Side, takes_part: Bools, is_next: Boo
     following[:-1] = np.where(is_next[:-1], other.first[1:], _UNKNOWN)
     chunk = np.flatnonzero(takes_part & (length > 0))
     node = np.full(len(chunk), NO_NODE)
-    found: list[tuple[Ints, ...]] = []
+    found: list[_Walk] = []
     depth = 1
     while len(chunk):
         piece, at = trie.pieces[begin[chunk] + depth - 1], other.starts[chunk] + depth
@@ -227,11 +234,10 @@ def _walk(trie: Trie, first: Ints, other: _Side, takes_part: Bools, is_next: Boo
             np.where(merge, into, -1),
             stops,
         )
-        found.append(tuple(x[says & trie.branches[node]] for x in visit))
+        found.append(_Walk(*visit).at(says & trie.branches[node]))
         goes_on = says & ~stops & ~is_last & (taken == true)
         chunk, node, depth = chunk[goes_on], node[goes_on], depth + 1
-    empty = tuple(np.zeros(0, np.int64) for _ in range(6))
-    return _Walk(*(np.concatenate(x) for x in zip(*found, strict=True))) if found else _Walk(*empty, np.zeros(0, bool))
+    return _Walk(*(np.concatenate([getattr(w, f.name) for w in found]) for f in fields(_Walk))) if found else _NO_WALK
 
 
 def _listed(trie: Trie, walk: _Walk, is_closed: Bools, place: Ints) -> Visits:
@@ -292,7 +298,9 @@ def _ended(visits: Visits, walk: _Walk, place: Ints, is_next: Bools) -> tuple[In
     at = np.flatnonzero(walk.ended & is_next[walk.chunk])
     following[at] = place[walk.chunk[at] + 1]
     chunk = following[visits.children.visit]
-    return chunk[chunk >= 0], visits.children.token[chunk >= 0]
+    order = np.argsort(chunk, kind="stable")
+    order = order[chunk[order] >= 0]
+    return chunk[order], visits.children.token[order]
 
 
 def _ranges(begins: Ints, ends: Ints) -> tuple[Ints, Ints]:
