@@ -20,6 +20,7 @@ from xtoken.losses.hybrid import (
 )
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.p_kl import PKL
+from xtoken.losses.path_kl import PathKL
 from xtoken.losses.same_tokenizer import SameTokenizerKL
 from xtoken.losses.term import LossTerm
 from xtoken.losses.uld import ULD
@@ -35,6 +36,7 @@ __all__ = [
     "Lesson",
     "LossTerm",
     "Multipliers",
+    "PathKL",
     "SameTokenizerKL",
     "Weigh",
     "cross_entropy",
