@@ -16,13 +16,18 @@ rows, the previous tokens of both sides having ended:
                 the teacher's tokens that begin with these pieces, against the student's distribution after s_d.
 
 That a token has ended is said once, at its last node: the pieces that would have continued it are taken out of the next
-first row, on the side whose row it was. Law: 0 where all of these agree; for equal tokenizers the same-tokenizer KL.
+first row, on the side whose row it was. And where the text shows that its own teacher token was credited to a class
+that the student's token is not in, or not alone in, the token takes the place of that class: a **swap**, minus
+log q(token) plus log q(class). A student token that no teacher token says anything of is taught by the text, minus
+log q. Both are rare, and with them the expected gradient is that of the KL for tokens that cross each other as well.
+
+Law: without swaps never negative, and 0 where all of these agree; for equal tokenizers the same-tokenizer KL.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import torch
@@ -45,13 +50,13 @@ Cuts = list[tuple[int, ...]]
 class PathKL(ChunkLoss):
     """Path-KL between a student and a teacher with different tokenizers; see the module and docs/losses.md.
 
-    A divergence, in nats a chunk: never negative. The student is read at the signal's temperature tau, and the loss is
-    multiplied by tau^2 (the chain rule holds at 1). Of a top-k signal the tail counts as one class with all the roots
-    that no kept token has, and as END at the nodes.
+    In nats a chunk. The student is read at the signal's temperature tau, and the loss is multiplied by tau^2 (the chain
+    rule holds at 1). Of a top-k signal the tail counts as one class with all the roots that no kept token has, and as
+    END at the nodes.
 
-    Metrics, summed over the chunks: `node_kl`, the part of the value that is not of roots; `uncovered_mass`, the
-    teacher's mass on roots that the student has no token for, left out of the first term; `skipped_chunks`, those whose
-    first tokens have different roots, which count 0.
+    Metrics, summed over the chunks: `node_kl` and `text_nll`, the parts of the value that are of nodes, and of swaps
+    and tokens taught by the text; `uncovered_mass`, the teacher's mass on roots that the student has no token for,
+    left out of the first term.
 
     Args:
         tries: of the pair; see `xtoken.projection.build_tries`.
@@ -77,10 +82,11 @@ class PathKL(ChunkLoss):
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk's tokens by their spelling, the rows that predict them and the row after each side's last token."""
+    """A chunk's tokens by their spelling, the student's ids, the rows that predict them and the row after each side."""
 
     student: list[int]
     teacher: list[int]
+    student_ids: list[int]
     student_rows: list[int]
     teacher_rows: list[int]
 
@@ -93,18 +99,17 @@ class _Visit:
         depth: d, how many pieces lead to it.
         row: the row of the other side that says how the path goes on.
         groups: tokens of the longer side by what they do next: a piece, or `END`.
-        merged: a group that counts as another at this visit, because the text shows that the two cannot be told apart:
-            the other side's next token is credited to one of them, and the token took the other.
-        is_closed: whether END is left out: no token stops here, or what it would say is not known.
-        ended: whether the token stopped here.
+        own: the group that the token is in.
+        other: the group of the other side's next token: that of its piece, or END; `own` where it is not known.
+        is_last: whether the chunk ends here.
     """
 
     depth: int
     row: int
     groups: dict[int, list[int]]
-    merged: dict[int, int]
-    is_closed: bool
-    ended: bool
+    own: int
+    other: int
+    is_last: bool
 
 
 class _Reference:
@@ -119,64 +124,83 @@ class _Reference:
         self.p, self.tail = _dense(teacher)
         self.temperature = teacher.temperature
         starts = index.student_starts.tolist(), index.teacher_starts.tolist()
-        flat = [
-            getattr(index, name).tolist()
-            for name in ("student_tokens", "teacher_tokens", "student_rows", "teacher_rows")
+        names = ("student_tokens", "teacher_tokens", "student_rows", "teacher_rows")
+        ids_s, ids_t, rows_s, rows_t = (getattr(index, name).tolist() for name in names)
+        self.chunks = [
+            _Chunk(
+                [self.spelled_s[i] for i in ids_s[s0:s1]],
+                [self.spelled_t[i] for i in ids_t[t0:t1]],
+                ids_s[s0:s1],
+                [*rows_s[s0:s1], rows_s[s1 - 1] + 1],
+                [*rows_t[t0:t1], rows_t[t1 - 1] + 1],
+            )
+            for (s0, s1), (t0, t1) in zip(pairwise(starts[0]), pairwise(starts[1]), strict=True)
         ]
-        self.chunks = []
-        for (s0, s1), (t0, t1) in zip(_pairs(starts[0]), _pairs(starts[1]), strict=True):
-            tokens_s = [self.spelled_s[i] for i in flat[0][s0:s1]]
-            tokens_t = [self.spelled_t[i] for i in flat[1][t0:t1]]
-            rows_s, rows_t = flat[2][s0:s1], flat[3][t0:t1]
-            self.chunks.append(_Chunk(tokens_s, tokens_t, [*rows_s, rows_s[-1] + 1], [*rows_t, rows_t[-1] + 1]))
 
     def term(self) -> LossTerm:
-        empty = self.q.new_zeros(0)
-        found: list[list[Tensor]] = [[], [], [], []]
-        zero, one = self.q.sum() * 0, self.q.new_ones(())
-        for k, chunk in enumerate(self.chunks):
-            terms = (*self.chunk_terms(k, chunk), one - 1) if self.agrees(k) else (zero, zero, zero, one)
-            for values, value in zip(found, terms, strict=True):
-                values.append(value)
-        values, nodes, uncovered, skipped = (torch.stack(x) if x else empty for x in found)
-        tau = self.temperature
-        return LossTerm.of(
-            tau**2 * values + zero, node_kl=tau**2 * nodes, uncovered_mass=uncovered, skipped_chunks=skipped
+        zero, empty = self.q.sum() * 0, self.q.new_zeros(0)
+        found = [self.chunk_terms(k, chunk) for k, chunk in enumerate(self.chunks)]
+        roots, nodes, texts, uncovered = (
+            (torch.stack([zero + x for x in terms]) for terms in zip(*found, strict=True)) if found else [empty] * 4
         )
+        scale = self.temperature**2
+        values = scale * (roots + nodes + texts) + zero
+        return LossTerm.of(values, node_kl=scale * nodes, text_nll=scale * texts, uncovered_mass=uncovered)
 
-    def chunk_terms(self, k: int, chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor]:
-        """The value, the part of it that is of nodes, and the uncovered mass."""
+    def chunk_terms(self, k: int, chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The parts of the value that are of roots, of nodes and of the text; and the uncovered mass."""
         ended_s, ended_t = self.continuations(k)
         q0 = _without(self.q[chunk.student_rows[0]], ended_t)
         p0, tail0 = self.teacher_first(chunk.teacher_rows[0], ended_s)
         root, uncovered = self.root_term(p0, tail0, q0)
         forward, mirror = self.student_visits(k), self.teacher_visits(k)
-        nodes = q0.sum() * 0
+        nodes = texts = q0.sum() * 0
         stays = None  # the student's chance of stopping at its root, by the teacher, where it is known
         for visit in forward:
             alpha = self.share_of_exact(chunk.teacher[0], p0) if visit.depth == 1 else 1.0
             label = {piece: alpha * self.p_of(visit.row, piece) for piece in visit.groups if piece != END}
             label[END] = (1 - sum(label.values())).clamp(min=0)
-            mass = {piece: q0[tokens].sum() for piece, tokens in visit.groups.items()}
-            label, mass = _merge(label, visit), _merge(mass, visit)
             if visit.depth == len(chunk.teacher) == len(chunk.student) == 1:
                 stays = label[END]
-            nodes = nodes + _node_kl(label, mass, visit.is_closed)
+            mass = {piece: q0[tokens].sum() for piece, tokens in visit.groups.items()}
+            nodes = nodes + _node_kl(label, mass)
+            if visit.own != visit.other:
+                texts = texts + _swap(q0[chunk.student_ids[0]], mass.get(visit.other, nodes * 0))
+        if not forward and not self.is_resolved(chunk):
+            credited = [i for i, r in enumerate(self.roots_s) if r == self.roots_t[chunk.teacher[0]]]
+            texts = texts + _swap(q0[chunk.student_ids[0]], q0[credited].sum())
         for visit in mirror:
-            label = {piece: p0[tokens].sum() for piece, tokens in visit.groups.items()}
-            whole = sum(label.values())
-            if not whole > 0:
-                continue
-            label = {piece: mass / whole for piece, mass in label.items()}
-            if visit.depth == 1 and stays is not None:
-                if not stays > 0:
-                    continue
-                label = {piece: mass / stays for piece, mass in label.items() if piece != END}
-                label[END] = (1 - sum(label.values())).clamp(min=0)
             mass = {piece: self.q_of(visit.row, piece) for piece in visit.groups if piece != END}
             mass[END] = 1 - sum(mass.values())
-            nodes = nodes + _node_kl(_merge(label, visit), _merge(mass, visit), visit.is_closed)
-        return root + nodes, nodes.detach(), uncovered
+            label = self.mirror_label(visit, p0, stays if visit.depth == 1 else None)
+            if visit.is_last and visit.own != visit.other:
+                # The next chunk tells of the student's next token, so here its group only counts as END.
+                label, mass = (_merged(x, visit.own, visit.other) for x in (label, mass))
+            if visit.depth == 1 and self.may_be_longer(chunk):
+                label.pop(END, None)
+                mass.pop(END)
+            nodes = nodes + _node_kl(label, mass)
+            if not visit.is_last and visit.own != visit.other:
+                realised = self.q[visit.row][chunk.student_ids[visit.depth]]
+                texts = texts + _swap(realised, mass.get(visit.own, realised * 0))
+        told = {visit.depth for visit in mirror}
+        for d in range(1, len(chunk.student)):
+            if d not in told:
+                realised = self.q[chunk.student_rows[d]][chunk.student_ids[d]]
+                texts = texts + _swap(realised, torch.ones_like(realised))
+        return root, nodes, texts, uncovered
+
+    def mirror_label(self, visit: _Visit, p0: Tensor, stays: Tensor | None) -> dict[int, Tensor]:
+        """What the teacher's first row says of its tokens that begin with the pieces of a node; empty for nothing."""
+        label = {piece: p0[tokens].sum() for piece, tokens in visit.groups.items()}
+        whole = sum(label.values())
+        if not whole > 0 or (stays is not None and not stays > 0):
+            return {}
+        label = {piece: mass / whole for piece, mass in label.items()}
+        if stays is not None:  # of the texts where the student did not go on from the same root
+            label = {piece: mass / stays for piece, mass in label.items() if piece != END}
+            label[END] = (1 - sum(label.values())).clamp(min=0)
+        return label
 
     def root_term(self, p0: Tensor, tail: Tensor, q0: Tensor) -> tuple[Tensor, Tensor]:
         """KL of the two distributions summed by root, on the roots that the student has probability for."""
@@ -199,23 +223,29 @@ class _Reference:
         """The nodes of the student's first token: the teacher's tokens are its pieces, one after the other."""
         chunk, following = self.chunks[k], self.next_chunk(k)
         after = following.teacher[0] if following else None
-        path, rows = chunk.teacher, chunk.teacher_rows
-        return _visits(self.tau[chunk.student[0]], path, after, rows, self.tau)
+        return _visits(self.tau, chunk.student[0], chunk.teacher, after, chunk.teacher_rows)
 
     def teacher_visits(self, k: int) -> list[_Visit]:
         """The same for the teacher's first token and the student's tokens."""
         chunk, following = self.chunks[k], self.next_chunk(k)
         after = following.student[0] if following else None
-        found = _visits(self.sigma[chunk.teacher[0]], chunk.student, after, chunk.student_rows, self.sigma)
-        is_longer = len(chunk.teacher) == 1 and len(chunk.student) > 1
-        if found and found[0].depth == 1 and is_longer and self.is_node(self.tau[chunk.student[0]]):
-            # The student had longer tokens too, whose chance the teacher's longer token tells nothing of: whether it
-            # went on is not asked, only how.
-            found[0] = replace(found[0], is_closed=True)
-        return found
+        return _visits(self.sigma, chunk.teacher[0], chunk.student, after, chunk.student_rows)
 
-    def is_node(self, path: Sequence[int]) -> bool:
-        return len(_groups_of(self.tau, tuple(path))) > 1
+    def is_resolved(self, chunk: _Chunk) -> bool:
+        """Whether the student's first token needs no node: it is its own root and the teacher's token begins with it,
+        or it is the only one that begins with the teacher's first tokens."""
+        cut = self.tau[chunk.student[0]]
+        if self.roots_s[chunk.student[0]] == self.roots_t[chunk.teacher[0]] and len(cut) == 1:
+            return self.sigma[chunk.teacher[0]][:1] == (chunk.student[0],)
+        return cut[:1] == (chunk.teacher[0],)
+
+    def may_be_longer(self, chunk: _Chunk) -> bool:
+        """Whether the teacher's token is longer than its root, and the student had longer ones of this root too.
+
+        How likely these were the teacher's longer token does not tell: whether it goes on is not asked, only how.
+        """
+        cut = self.tau[chunk.student[0]]
+        return len(self.sigma[chunk.teacher[0]]) > 1 and len(_groups_of(self.tau, cut)) > 1
 
     def next_chunk(self, k: int) -> _Chunk | None:
         """The chunk that begins where this one ends, on both sides."""
@@ -226,22 +256,17 @@ class _Reference:
         return other if is_next else None
 
     def continuations(self, k: int) -> tuple[list[int], list[int]]:
-        """The pieces that would have continued the previous tokens: of the student's token, the teacher's ids, and of
-        the teacher's token, the student's."""
-        if k == 0 or self.next_chunk(k - 1) is None or not self.agrees(k - 1):
+        """The pieces that would have continued the previous tokens: of the student's, the teacher's ids; of the
+        teacher's, the student's ids."""
+        if k == 0 or self.next_chunk(k - 1) is None:
             return [], []
         found = []
-        for visits, spelled in (
-            (self.student_visits(k - 1), self.spelled_t),
-            (self.teacher_visits(k - 1), self.spelled_s),
-        ):
-            last = visits[-1] if visits and visits[-1].ended else None
-            pieces = [] if last is None else [x for x in last.groups if x != END and last.merged.get(x) != END]
+        sides = ((self.student_visits(k - 1), self.spelled_t), (self.teacher_visits(k - 1), self.spelled_s))
+        for visits, spelled in sides:
+            last = visits[-1] if visits and visits[-1].own == END else None
+            pieces = set() if last is None else set(last.groups) - {END, last.other}
             found.append([i for i, spelling in enumerate(spelled) if spelling in pieces])
         return found[0], found[1]
-
-    def agrees(self, k: int) -> bool:
-        return bool(self.roots_s[self.chunks[k].student[0]] == self.roots_t[self.chunks[k].teacher[0]])
 
     def share_of_exact(self, token: int, p0: Tensor) -> Tensor | float:
         """Among the teacher's tokens that begin with this one in the student's eyes, its own share."""
@@ -263,39 +288,33 @@ class _Reference:
         return self.q[row][[i for i, spelling in enumerate(self.spelled_s) if spelling == piece]].sum()
 
 
-def _visits(cut: tuple[int, ...], path: list[int], after: int | None, rows: list[int], cuts: Cuts) -> list[_Visit]:
+def _visits(cuts: Cuts, token: int, path: list[int], after: int | None, rows: list[int]) -> list[_Visit]:
     """The nodes along a token's pieces, while the other side's tokens are these pieces.
 
     Args:
-        cut: the token's pieces.
+        cuts: of all tokens of the token's side.
+        token: the token.
         path: the other side's tokens in the chunk.
         after: its next token, if the next chunk is adjacent.
         rows: its rows, the one after the chunk last.
-        cuts: of all tokens of the token's side.
     """
-    found = []
+    found, cut = [], cuts[token]
     for d in range(1, len(path) + 1):
-        if cut[:d] != tuple(path[:d]) or len(cut[:d]) < d:
+        if cut[:d] != tuple(path[:d]):
             break
         groups = _groups_of(cuts, cut[:d])
         if sum(len(tokens) for tokens in groups.values()) < 2:
             break
-        is_closed = END not in groups
-        taken = path[d] if d < len(path) else after  # what the other side wrote next
-        true = cut[d] if d < len(cut) else END
-        if d == len(path) and true != END:
+        own, is_last = cut[d] if d < len(cut) else END, d == len(path)
+        if is_last and own != END:
             break  # the text cuts this token in another way
-        credited = END if taken not in groups else taken
-        merged = {}
-        if taken is not None and credited != true:
-            into = END if END in (credited, true) else credited
-            merged = {x: into for x in (credited, true) if x != into}
-            if into == END and is_closed:
-                break
-        found.append(_Visit(d, rows[d], groups, merged, is_closed, true == END))
-        if taken != true:
+        taken = after if is_last else path[d]
+        other = own if taken is None else taken if taken in groups else END
+        if len(groups) > 1:
+            found.append(_Visit(d, rows[d], groups, own, other, is_last))
+        if own != other or own == END:
             break
-    return [visit for visit in found if len(visit.groups) > 1]
+    return found
 
 
 def _groups_of(cuts: Cuts, path: tuple[int, ...]) -> dict[int, list[int]]:
@@ -306,23 +325,29 @@ def _groups_of(cuts: Cuts, path: tuple[int, ...]) -> dict[int, list[int]]:
     return found
 
 
-def _merge(masses: dict[int, Tensor], visit: _Visit) -> dict[int, Tensor]:
-    found: dict[int, Tensor] = {}
-    for group, mass in masses.items():
-        into = visit.merged.get(group, group)
-        found[into] = found[into] + mass if into in found else mass
+def _merged(masses: dict[int, Tensor], own: int, other: int) -> dict[int, Tensor]:
+    """One of the two groups is END; the other one joins it."""
+    joins = own if other == END else other
+    found = {group: mass for group, mass in masses.items() if group != joins}
+    if joins in masses:
+        found[END] = found[END] + masses[joins]
     return found
 
 
-def _node_kl(label: dict[int, Tensor], mass: dict[int, Tensor], is_closed: bool) -> Tensor:
+def _node_kl(label: dict[int, Tensor], mass: dict[int, Tensor]) -> Tensor:
     """KL over the groups that the student has probability for, both sides normalised there."""
-    alive = [group for group in label if not (is_closed and group == END) and group in mass and mass[group] > 0]
-    whole, all_mass = sum(label[g] for g in alive), sum(mass[g] for g in alive)
     zero = sum(mass.values()) * 0
+    alive = [group for group in label if group in mass and mass[group] > 0]
+    whole, all_mass = sum(label[g] for g in alive), sum(m for m in mass.values() if m > 0)
     if not alive or not whole > 0:
         return zero
     shares = [(label[g] / whole, mass[g] / all_mass) for g in alive if label[g] > 0]
     return sum((x * (x / y).log() for x, y in shares), start=zero)
+
+
+def _swap(token: Tensor, credited: Tensor) -> Tensor:
+    """-log of a token's probability plus log of its class's; 0 where either is impossible."""
+    return credited.log() - token.log() if token > 0 and credited > 0 else token * 0 + credited * 0
 
 
 def _dense(teacher: TeacherSignal) -> tuple[Tensor, Tensor]:
@@ -336,12 +361,7 @@ def _dense(teacher: TeacherSignal) -> tuple[Tensor, Tensor]:
 
 
 def _cuts(trie: Trie) -> Cuts:
-    bounds = trie.piece_starts.tolist()
-    return [tuple(trie.pieces[begin:end].tolist()) for begin, end in _pairs(bounds)]
-
-
-def _pairs(bounds: Sequence[int]) -> list[tuple[int, int]]:
-    return list(pairwise(bounds))
+    return [tuple(trie.pieces[begin:end].tolist()) for begin, end in pairwise(trie.piece_starts.tolist())]
 
 
 def _by_root(probs: Tensor, roots: Sequence[int]) -> dict[object, Tensor]:

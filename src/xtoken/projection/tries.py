@@ -157,6 +157,13 @@ class PathTries:
         """(V_S, V_T)."""
         return len(self.student_roots), len(self.teacher_roots)
 
+    @cached_property
+    def students_by_root(self) -> tuple[Ints, Ints]:
+        """The student's tokens root by root, `NO_ROOT` first, and [R + 2] where each root's begin."""
+        n_roots = 1 + int(max(self.student_roots.max(initial=NO_ROOT), self.teacher_roots.max(initial=NO_ROOT)))
+        order = np.argsort(self.student_roots, kind="stable")
+        return order, np.searchsorted(self.student_roots[order], np.arange(NO_ROOT, n_roots + 1))
+
     def save(self, path: str | Path) -> None:
         """Writes them as safetensors, to a temporary name first, so that a broken write leaves no file."""
         arrays = {"student_roots": self.student_roots, "teacher_roots": self.teacher_roots}

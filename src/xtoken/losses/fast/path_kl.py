@@ -113,7 +113,7 @@ class PathKernel:
     tries: PathTries
     roots: SplitRoots
     takes_top_k: ClassVar[bool] = True
-    metric_names: ClassVar[tuple[str, ...]] = ("node_kl", "uncovered_mass", "skipped_chunks")
+    metric_names: ClassVar[tuple[str, ...]] = ("node_kl", "text_nll", "uncovered_mass")
 
     @property
     def student_vocab_size(self) -> int:
@@ -147,25 +147,26 @@ class _Nodes:
         n: how many.
         rows: int64 [n].
         by_chunk: the visits by chunk.
-        members, children: by visit, with `token` and `group`.
+        members, children, swaps: by visit, with `token` and `group`.
         group_visit: int64 [G], the visit of every group.
         group_starts: int64 [n + 1] on the host.
         ends: int64 [n], the group END of each.
         counts: bool [G], whether a group may count: all but END where it is left out.
+        is_text: bool [n].
     """
 
     def __init__(self, visits: Visits, n_chunks: int, device: torch.device) -> None:
         self.n = len(visits.chunk)
         self.rows = torch.from_numpy(visits.row).to(device)
         self.by_chunk = _Listed(visits.chunk, n_chunks, device)
-        self.members, self.children = (self._entries(e, device) for e in (visits.members, visits.children))
+        listed = (visits.members, visits.children, visits.swaps)
+        self.members, self.children, self.swaps = (self._entries(e, device) for e in listed)
         self.group_starts = visits.group_starts
         counts = np.ones(int(visits.group_starts[-1]), bool)
         counts[visits.group_starts[:-1][visits.is_closed]] = False
         group_visit = np.repeat(np.arange(self.n), np.diff(visits.group_starts))
-        self.group_visit, self.counts, self.ends = (
-            torch.from_numpy(x).to(device) for x in (group_visit, counts, visits.group_starts[:-1].copy())
-        )
+        arrays = (group_visit, counts, visits.group_starts[:-1].copy(), visits.is_text)
+        self.group_visit, self.counts, self.ends, self.is_text = (torch.from_numpy(x).to(device) for x in arrays)
 
     def _entries(self, entries: Entries, device: torch.device) -> _Listed:
         return _Listed(entries.visit, self.n, device, token=entries.token, group=entries.group)
@@ -189,6 +190,10 @@ class _Block:
         self.member_visit = nodes.members.owner[member_at] - at.start
         self.member_group = nodes.members.numbers["group"][member_at] - first
         self.member_token = nodes.members.numbers["token"][member_at]
+        self.swap_at = nodes.swaps.slice_of(at.start, at.stop)
+        self.swap_visit = nodes.swaps.owner[self.swap_at] - at.start
+        self.swap_group = nodes.swaps.numbers["group"][self.swap_at] - first
+        self.swap_token = nodes.swaps.numbers["token"][self.swap_at]
 
     def at_first_rows(self, probs: Tensor) -> Tensor:
         """The members' probabilities at their chunks' first rows."""
@@ -237,6 +242,27 @@ def _node_kl(label: Tensor, mass: Tensor, block: _Block) -> _NodeKL:
     return _NodeKL(values, w / torch.where(mass > 0, mass, 1), whole)
 
 
+@dataclass(frozen=True)
+class _Swaps:
+    """Swaps of a block: -log q(token) + log Q(class), 0 where either is 0.
+
+    Attributes:
+        values: one a swap.
+        counts: 1 or 0, whether it does.
+        on_class: 1 / Q, or 0.
+    """
+
+    values: Tensor
+    counts: Tensor
+    on_class: Tensor
+
+    @classmethod
+    def of(cls, token: Tensor, credited: Tensor) -> _Swaps:
+        counts = (token > 0) & (credited > 0)
+        token, credited = torch.where(counts, token, 1), torch.where(counts, credited, 1)
+        return cls(credited.log() - token.log(), counts.to(token.dtype), torch.where(counts, 1 / credited, 0))
+
+
 class _Ended:
     """The continuations to take out of first rows."""
 
@@ -256,24 +282,26 @@ class _PathPass:
 
     def __init__(self, roots: SplitRoots, teacher_vocab_size: int, found: PathPlan, device: torch.device) -> None:
         n_chunks, self.teacher_vocab_size = len(found.first_s), teacher_vocab_size
-        self.roots, self.n_skipped = roots, found.n_skipped
+        self.roots = roots
         self.first_s, self.first_t = (torch.from_numpy(x).to(device) for x in (found.first_s, found.first_t))
         self.student, self.teacher = (_Nodes(v, n_chunks, device) for v in (found.student, found.teacher))
         self.later = self.teacher.rows
-        shares = found.shares
+        swaps, shares = found.root_swaps, found.shares
+        self.root_swaps = _Listed(swaps.chunk, n_chunks, device, token=swaps.token)
+        self.root_members = _Listed(swaps.swap, len(swaps.chunk), device, token=swaps.member)
         self.shares = _Listed(shares.visit, self.student.n, device, token=shares.token, is_exact=shares.is_exact)
         self.stays = torch.from_numpy(found.stays).to(device)
         self.ended_s, self.ended_t = (_Ended(*pair, n_chunks, device) for pair in (found.ended_s, found.ended_t))
 
     def sums(self) -> dict[str, Tensor]:
-        return {"skipped_chunks": torch.full_like(self._zero, self.n_skipped)}
+        return {}
 
     def prepare(self, student: WholeSignal, teacher: TeacherSignal, scratch: Scratch, size: int) -> None:
-        self._zero = torch.zeros((), dtype=scratch.dtype, device=scratch.device)
-        self._said = _read(self.student, teacher, scratch, size)[0].exp_()
-        going_on, rest = _read(self.teacher, student, scratch, size, with_rest=True)
-        self._going_on, self._rest = going_on.exp_(), rest.exp_()
+        self._said = _read(self.student, teacher, scratch, size).children
+        read = _read(self.teacher, student, scratch, size, with_rest=True)
+        self._going_on, self._swapped_in, self._rest = read.children, read.swaps, read.rest
         self._on_rest, self._on_children = torch.zeros_like(self._rest), torch.zeros_like(self._going_on)
+        self._on_swapped_in = torch.zeros_like(self._swapped_in)
 
     def evaluate(self, at: slice, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
         row, token, touched = self.ended_t.at(at)
@@ -283,26 +311,51 @@ class _PathPass:
         own, others = _Block(self.student, at), _Block(self.teacher, at)
         label = self._label(own, probs_t)
         inside = own.at_first_rows(student.probs)
-        forward = _node_kl(label, own.by_group(inside, own.member_group), own)
-        mirror = self._mirror(others, probs_t, own, label)
-        found = _root_kl(self.roots, student, probs_t, tail, scratch)
-        uncovered = (total - found.reached).clamp_(min=0)
-        nodes = torch.zeros_like(found.values)
-        for block, kl in ((own, forward), (others, mirror)):
-            nodes.index_add_(0, block.chunk, kl.values.to(nodes.dtype))
-        by_member = inside * (forward.whole[own.member_visit] - forward.pull[own.member_group])
-        flat = own.chunk[own.member_visit] * found.direct.shape[1] + own.member_token
-        found.direct.view(-1).index_add_(0, flat, by_member.to(found.direct.dtype))
-        learns = (found.reached > 0).to(nodes.dtype)
-        parts, metrics = {"node_kl": nodes}, {"uncovered_mass": uncovered}
-        return KernelResult(found.values + nodes, found.direct, learns, None, parts, metrics)
+        mass = own.by_group(inside, own.member_group)
+        forward = _node_kl(label, mass, own)
+        swaps = _Swaps.of(_wide(student.probs[own.chunk[own.swap_visit], own.swap_token]), mass[own.swap_group])
+        mirror, mirror_swaps = self._mirror(others, probs_t, own, label)
+        roots = _root_kl(self.roots, student, probs_t, tail, scratch)
+        direct = roots.direct
+        texts = self._swap_roots(at, student, direct)
+
+        nodes = torch.zeros_like(roots.values)
+        is_text = self.teacher.is_text[others.visits]
+        nodes.index_add_(0, own.chunk, forward.values.to(nodes.dtype))
+        nodes.index_add_(0, others.chunk, torch.where(is_text, 0, mirror.values).to(nodes.dtype))
+        texts.index_add_(0, others.chunk, torch.where(is_text, mirror.values, 0).to(nodes.dtype))
+        texts.index_add_(0, own.chunk[own.swap_visit], swaps.values.to(nodes.dtype))
+        texts.index_add_(0, others.chunk[others.swap_visit], mirror_swaps.values.to(nodes.dtype))
+
+        on_group = own.by_group(swaps.on_class, own.swap_group) - forward.pull
+        by_member = inside * (forward.whole[own.member_visit] + on_group[own.member_group])
+        _add_at(direct, own.chunk[own.member_visit], own.member_token, by_member)
+        _add_at(direct, own.chunk[own.swap_visit], own.swap_token, -swaps.counts)
+        learns = (roots.reached > 0).to(nodes.dtype)
+        uncovered = (total - roots.reached).clamp_(min=0)
+        parts = {"node_kl": nodes, "text_nll": texts}
+        values = roots.values + nodes + texts
+        return KernelResult(values, direct, learns, None, parts, {"uncovered_mass": uncovered})
 
     def later_gradient(self, at: slice, probs: Tensor, scale: float | Tensor) -> None:
         probs.mul_((scale * self._on_rest[at]).to(probs.dtype).unsqueeze(1))
-        children = self.teacher.children
-        entries = children.slice_of(at.start, at.stop)
-        place = children.owner[entries] - at.start, children.numbers["token"][entries]
+        place, entries = _places(self.teacher.children, at)
         probs[place] = (scale * self._on_children[entries]).to(probs.dtype)
+        (row, token), entries = _places(self.teacher.swaps, at)
+        _add_at(probs, row, token, scale * self._on_swapped_in[entries])
+
+    def _swap_roots(self, at: slice, student: Rows, direct: Tensor) -> Tensor:
+        """The values of the swaps with a whole root, by chunk; their gradient is added to `direct`."""
+        entries = self.root_swaps.slice_of(at.start, at.stop)
+        chunk, token = self.root_swaps.owner[entries] - at.start, self.root_swaps.numbers["token"][entries]
+        inside = self.root_members.slice_of(entries.start, entries.stop)
+        swap, member = self.root_members.owner[inside] - entries.start, self.root_members.numbers["token"][inside]
+        by_member = _wide(student.probs[chunk[swap], member])
+        credited = by_member.new_zeros(len(chunk)).index_add_(0, swap, by_member)
+        found = _Swaps.of(_wide(student.probs[chunk, token]), credited)
+        _add_at(direct, chunk, token, -found.counts)
+        _add_at(direct, chunk[swap], member, by_member * found.on_class[swap])
+        return direct.new_zeros(len(direct)).index_add_(0, chunk, found.values.to(direct.dtype))
 
     def _label(self, own: _Block, probs_t: Tensor) -> Tensor:
         """[G], what the teacher says of the student's tokens: alpha times its distribution after the pieces so far."""
@@ -317,7 +370,7 @@ class _PathPass:
         label[own.ends] = (1 - own.by_visit(label)).clamp_(min=0)
         return label
 
-    def _mirror(self, others: _Block, probs_t: Tensor, own: _Block, label_s: Tensor) -> _NodeKL:
+    def _mirror(self, others: _Block, probs_t: Tensor, own: _Block, label_s: Tensor) -> tuple[_NodeKL, _Swaps]:
         """The nodes of the teacher's tokens, and their gradient at the student's later rows."""
         mass_t = others.by_group(others.at_first_rows(probs_t), others.member_group)
         begins = others.by_visit(mass_t)
@@ -330,17 +383,21 @@ class _PathPass:
         goes_on = others.by_visit(label.index_fill(0, others.ends, 0))
         label[others.ends] = torch.where(known, (1 - goes_on).clamp_(min=0), label[others.ends])
         label = label * ((chance > 0) & (begins > 0))[others.group_visit]
+        is_text = self.teacher.is_text[others.visits][others.group_visit]
+        label = torch.where(is_text, 1, label).index_fill(0, others.ends[self.teacher.is_text[others.visits]], 0)
 
         going_on = self._going_on[others.child_at]
         mass = others.by_group(going_on, others.child_group)
         mass[others.ends] = self._rest[others.visits]
         found = _node_kl(label, mass, others)
-        on_rest = torch.where(others.counts[others.ends], found.whole - found.pull[others.ends], 0)
+        swaps = _Swaps.of(self._swapped_in[others.swap_at], mass[others.swap_group])
+        on_group = others.by_group(swaps.on_class, others.swap_group) - found.pull
+        on_rest = torch.where(others.counts[others.ends], found.whole, 0) + on_group[others.ends]
         self._on_rest[others.visits] = on_rest
-        self._on_children[others.child_at] = going_on * (
-            found.whole[others.child_visit] - found.pull[others.child_group]
-        )
-        return found
+        on_children = going_on * (found.whole[others.child_visit] + on_group[others.child_group])
+        self._on_children[others.child_at] = on_children
+        self._on_swapped_in[others.swap_at] = -swaps.counts
+        return found, swaps
 
 
 @dataclass(frozen=True)
@@ -435,22 +492,40 @@ def _all(numbers: Tensor) -> Tensor:
     return torch.arange(len(numbers), device=numbers.device)
 
 
-def _read(
-    nodes: _Nodes, signal: TeacherSignal, scratch: Scratch, size: int, with_rest: bool = False
-) -> tuple[Tensor, Tensor]:
-    """log p of every visit's children at its row, and [n] log of the mass of all other tokens, if asked for."""
-    children = nodes.children
-    found = torch.empty(len(children.owner), dtype=_wide_type(scratch.device), device=scratch.device)
-    rest = torch.empty(nodes.n if with_rest else 0, dtype=found.dtype, device=scratch.device)
+@dataclass(frozen=True)
+class _Read:
+    """What was read off the rows of some visits, as probabilities: the children's, the swapped in, all but children."""
+
+    children: Tensor
+    swaps: Tensor
+    rest: Tensor
+
+
+def _read(nodes: _Nodes, signal: TeacherSignal, scratch: Scratch, size: int, with_rest: bool = False) -> _Read:
+    """Reads every visit's row; only the children's without `with_rest`."""
+    lengths = len(nodes.children.owner), *((len(nodes.swaps.owner), nodes.n) if with_rest else (0, 0))
+    found = _Read(*(torch.empty(n, dtype=_wide_type(scratch.device), device=scratch.device) for n in lengths))
     for at in blocks(nodes.n, size):
         log_p = _log_probs(signal, nodes.rows[at], scratch)
-        entries = children.slice_of(at.start, at.stop)
-        place = children.owner[entries] - at.start, children.numbers["token"][entries]
-        found[entries] = log_p[place].to(found.dtype)
+        place, entries = _places(nodes.children, at)
+        found.children[entries] = log_p[place].to(found.children.dtype)
         if with_rest:
+            swapped, where = _places(nodes.swaps, at)
+            found.swaps[where] = log_p[swapped].to(found.swaps.dtype)
             log_p[place] = NEG_INF
-            rest[at] = log_p.logsumexp(dim=1).to(rest.dtype)
-    return found, rest
+            found.rest[at] = log_p.logsumexp(dim=1).to(found.rest.dtype)
+    return _Read(found.children.exp_(), found.swaps.exp_(), found.rest.exp_())
+
+
+def _places(listed: _Listed, at: slice) -> tuple[tuple[Tensor, Tensor], slice]:
+    """Row and column of the entries of some visits in a matrix of their rows, and where these entries lie."""
+    entries = listed.slice_of(at.start, at.stop)
+    return (listed.owner[entries] - at.start, listed.numbers["token"][entries]), entries
+
+
+def _add_at(matrix: Tensor, row: Tensor, column: Tensor, values: Tensor) -> None:
+    """Adds to single entries, some of which may be named twice."""
+    matrix.view(-1).index_add_(0, row * matrix.shape[1] + column, values.to(matrix.dtype))
 
 
 def _log_probs(signal: TeacherSignal, rows: Tensor, scratch: Scratch) -> Tensor:

@@ -1,7 +1,7 @@
 """A batch's way through the tries, found on the host: which nodes its chunks visit, and what is read where.
 
 numpy only, no loop over chunks but one over depth. Types: `Visits`, the visits to one side's trie; `PathPlan`, both
-and what follows from them. Law: the visits, their merged groups and the continuations taken out are those that the
+and what follows from them. Law: visits, swaps, untold tokens and the continuations taken out are those that the
 reference finds chunk by chunk.
 """
 
@@ -13,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken.losses.index import ChunkIndex
-from xtoken.projection.tries import END, NO_NODE, PathTries, Trie
+from xtoken.projection.tries import END, NO_NODE, NO_ROOT, PathTries, Trie
 
-__all__ = ["Entries", "PathPlan", "Shares", "Visits", "plan_paths"]
+__all__ = ["Entries", "PathPlan", "RootSwaps", "Shares", "Visits", "plan_paths"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# Instead of a token: not known, and none (END has come).
-_UNKNOWN, _NONE = -1, -2
+_UNKNOWN = -1  # instead of a token
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,22 @@ class Visits:
         row: int64 [n], the other side's row that says how the path goes on; no row twice.
         group_starts: int64 [n + 1], groups of each visit; its first group is END.
         is_closed: bool [n], whether END is left out.
+        is_text: bool [n], whether it is no node at all: a student token that only the text tells of. Its groups are END
+            and the token.
         members: tokens of the trie's side that reach the node, to be read at the chunk's first row.
         children: tokens of the other side that go on from it in a group of their own, to be read at `row`.
+        swaps: for a visit whose own token was credited to another group, the student's token as the text has it, and
+            the group it was credited to. Read where the student's groups are read.
     """
 
     chunk: Ints
     row: Ints
     group_starts: Ints
     is_closed: Bools
+    is_text: Bools
     members: Entries
     children: Entries
+    swaps: Entries
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,31 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class PathPlan:
-    """A batch of A chunks that take part, in the order of the student's rows.
+class RootSwaps:
+    """Chunks whose student token is not what its teacher's token was credited to, and is reached by no node.
 
     Attributes:
-        first_s, first_t: int64 [A], the first rows.
-        n_skipped: chunks whose first tokens have different roots; they take no part.
+        chunk: int64 [n], rising.
+        token: int64 [n], the student's.
+        swap: int64 [m], rising, the swap that each member belongs to.
+        member: int64 [m], the student's tokens that have the root of the teacher's token, of every swap.
+    """
+
+    chunk: Ints
+    token: Ints
+    swap: Ints
+    member: Ints
+
+
+@dataclass(frozen=True)
+class PathPlan:
+    """A batch of K chunks in the order of the student's rows.
+
+    Attributes:
+        first_s, first_t: int64 [K], the first rows.
         student: visits of the student's first tokens to their trie; their rows are the teacher's.
         teacher: visits of the teacher's first tokens to theirs; their rows are the student's.
+        root_swaps: see `RootSwaps`.
         shares: see `Shares`.
         stays: int64 [n], for each visit to the teacher's trie the visit to the student's whose END says how likely the
             student's token stopped at this root; -1 where none does.
@@ -94,9 +116,9 @@ class PathPlan:
 
     first_s: Ints
     first_t: Ints
-    n_skipped: int
     student: Visits
     teacher: Visits
+    root_swaps: RootSwaps
     shares: Shares
     stays: Ints
     ended_s: tuple[Ints, Ints]
@@ -105,8 +127,9 @@ class PathPlan:
 
 @dataclass(frozen=True)
 class _Side:
-    """One side of all chunks: its tokens by their spelling, and rows."""
+    """One side of all chunks: its tokens, how they are spelled, and rows."""
 
+    ids: Ints
     tokens: Ints
     rows: Ints
     starts: Ints
@@ -127,26 +150,37 @@ class _Side:
     def row_after(self) -> Ints:
         return self.rows[self.starts[1:] - 1] + 1
 
+    def in_order(self, chunks: Ints) -> _Side:
+        """The same with the chunks in another order."""
+        owner, at = _ranges(self.starts[chunks], self.starts[chunks + 1])
+        starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(chunks)))])
+        return _Side(self.ids[at], self.tokens[at], self.rows[at], starts)
+
 
 @dataclass(frozen=True)
 class _Walk:
-    """Visits before their groups are listed; `merge_from` joins `merge_to`, both -1 where nothing merges."""
+    """Visits before their groups are listed; `own` is the token's group, `other` that of the other side's next token.
+
+    Chunk by chunk and within a chunk by depth.
+    """
 
     chunk: Ints
     depth: Ints
     node: Ints
     row: Ints
-    merge_from: Ints
-    merge_to: Ints
-    ended: Bools
-
-    def by_chunk(self, place: Ints) -> _Walk:
-        """In the order that chunks have by `place`, and within a chunk by depth."""
-        return self.at(np.lexsort((self.depth, place[self.chunk])))
+    own: Ints
+    other: Ints
+    is_last: Bools
 
     def at(self, which: Ints | Bools) -> _Walk:
         """Some of the visits."""
         return _Walk(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
+    @property
+    def differs(self) -> Bools:
+        """bool [n], whether the other side's token was credited to a group that the token is not in."""
+        found: Bools = self.own != self.other
+        return found
 
 
 _NOTHING = np.zeros(0, np.int64)
@@ -161,51 +195,62 @@ def plan_paths(tries: PathTries, index: ChunkIndex) -> PathPlan:
         index: the chunks; it is copied to the host where it is not there.
     """
     found = {name: tensor.cpu().numpy() for name, tensor in index.tensors().items()}
-    student = _Side(tries.teacher.spelling[found["student_tokens"]], found["student_rows"], found["student_starts"])
-    teacher = _Side(tries.student.spelling[found["teacher_tokens"]], found["teacher_rows"], found["teacher_starts"])
-    agrees = tries.student_roots[student.first] == tries.teacher_roots[teacher.first]
-    is_next = np.zeros(len(agrees), bool)  # whether the following chunk begins where this one ends, on both sides
+    student, teacher = (
+        _Side(
+            found[f"{side}_tokens"], spelling[found[f"{side}_tokens"]], found[f"{side}_rows"], found[f"{side}_starts"]
+        )
+        for side, spelling in (("student", tries.teacher.spelling), ("teacher", tries.student.spelling))
+    )
+    order = np.argsort(student.first_row, kind="stable")
+    if np.any(np.diff(order) < 0):
+        student, teacher = student.in_order(order), teacher.in_order(order)
+    is_next = np.zeros(len(order), bool)  # whether the following chunk begins where this one ends, on both sides
     is_next[:-1] = student.row_after[:-1] == student.first_row[1:]
     is_next[:-1] &= teacher.row_after[:-1] == teacher.first_row[1:]
-    kept = np.flatnonzero(agrees)
-    kept = kept[np.argsort(student.first_row[kept], kind="stable")]
-    place = np.full(len(agrees), -1)
-    place[kept] = np.arange(len(kept))
-    forward = _walk(tries.student, student.first, teacher, agrees, is_next).by_chunk(place)
-    mirror = _walk(tries.teacher, teacher.first, student, agrees, is_next).by_chunk(place)
-    one_s, one_t = student.lengths == 1, teacher.lengths == 1
-    visits_s = _listed(tries.student, forward, ~tries.student.has_end[forward.node], place)
-    is_closed = ~tries.teacher.has_end[mirror.node] | _may_be_longer(
-        tries.student, student.first, ~one_s & one_t, mirror
+    forward = _walk(tries.student, student.first, teacher, is_next)
+    mirror = _walk(tries.teacher, teacher.first, student, is_next)
+
+    listed_s, listed_t = _listed(tries.student, forward), _listed(tries.teacher, mirror, joins_end=True)
+    begins = student.starts[:-1]
+    swapped = np.flatnonzero(forward.differs)
+    visits_s = listed_s.visits(
+        forward.chunk,
+        forward.row,
+        np.zeros(len(forward.chunk), bool),
+        (swapped, student.ids[begins[forward.chunk[swapped]]], forward.other[swapped]),
     )
-    visits_t = _listed(tries.teacher, mirror, is_closed, place)
+    swapped = np.flatnonzero(mirror.differs & ~mirror.is_last)
+    swaps = swapped, student.ids[begins[mirror.chunk[swapped]] + mirror.depth[swapped]], mirror.own[swapped]
+    is_closed = _may_be_longer(tries, student.first, teacher.first, mirror)
+    visits_t, place = _with_text(listed_t.visits(mirror.chunk, mirror.row, is_closed, swaps), student, mirror)
+    stays = np.full(len(visits_t.chunk), -1)
+    stays[place[: len(mirror.chunk)]] = _stays(forward, mirror, (student.lengths == 1) & (teacher.lengths == 1))
     return PathPlan(
-        student.first_row[kept],
-        teacher.first_row[kept],
-        len(agrees) - len(kept),
+        student.first_row,
+        teacher.first_row,
         visits_s,
         visits_t,
+        _root_swaps(tries, student, teacher, forward),
         _shares(tries.teacher, teacher.first, forward),
-        _stays(forward, mirror, one_s & one_t),
-        _ended(visits_s, forward, place, is_next),
-        _ended(visits_t, mirror, place, is_next),
+        stays,
+        _ended(listed_s, forward, is_next),
+        _ended(listed_t, mirror, is_next),
     )
 
 
-def _walk(trie: Trie, first: Ints, other: _Side, takes_part: Bools, is_next: Bools) -> _Walk:
+def _walk(trie: Trie, first: Ints, other: _Side, is_next: Bools) -> _Walk:
     """The visits of each chunk's first token, all chunks at once and one depth after the other.
 
     Args:
         trie: of the side that the token is of.
         first: int64 [K], the token.
         other: the side whose tokens are its pieces.
-        takes_part: bool [K].
         is_next: bool [K], whether the next chunk begins where this one ends.
     """
     begin, length = trie.piece_starts[first], np.diff(trie.piece_starts)[first]
     following = np.full(len(first), _UNKNOWN)  # the first token of the next chunk
     following[:-1] = np.where(is_next[:-1], other.first[1:], _UNKNOWN)
-    chunk = np.flatnonzero(takes_part & (length > 0))
+    chunk = np.flatnonzero(length > 0)
     node = np.full(len(chunk), NO_NODE)
     found: list[_Walk] = []
     depth = 1
@@ -217,57 +262,125 @@ def _walk(trie: Trie, first: Ints, other: _Side, takes_part: Bools, is_next: Boo
         inside = np.minimum(at, len(other.tokens) - 1)
         taken = np.where(is_last, following[chunk], other.tokens[inside])
         row = np.where(is_last, other.row_after[chunk], other.rows[inside])
-        true = np.where(stops, _NONE, trie.pieces[np.minimum(begin[chunk] + depth, len(trie.pieces) - 1)])
-        credited_group, true_group = trie.group_of(node, taken), trie.group_of(node, true)
-        differs = (taken != _UNKNOWN) & (credited_group != true_group)
-        into = np.where((credited_group == END) | (true_group == END), END, credited_group)
-        out_of = np.where(into == credited_group, true_group, credited_group)
-        # A text that cuts the token in another way, or that goes where this node has no group, says nothing here.
-        says = ~(is_last & ~stops) & ~(differs & (into == END) & ~trie.has_end[node])
-        merge = differs & says
-        visit = (
-            chunk,
-            np.full(len(chunk), depth),
-            node,
-            row,
-            np.where(merge, out_of, -1),
-            np.where(merge, into, -1),
-            stops,
-        )
-        found.append(_Walk(*visit).at(says & trie.branches[node]))
-        goes_on = says & ~stops & ~is_last & (taken == true)
+        following_piece = trie.pieces[np.minimum(begin[chunk] + depth, len(trie.pieces) - 1)]
+        own = trie.group_of(node, np.where(stops, _UNKNOWN, following_piece))
+        credited = np.where(taken == _UNKNOWN, own, trie.group_of(node, taken))
+        visits = _Walk(chunk, np.full(len(chunk), depth), node, row, own, credited, is_last)
+        says = ~is_last | stops  # else the text cuts the token in another way
+        found.append(visits.at(says & trie.branches[node]))
+        goes_on = says & ~stops & ~is_last & (own == credited)
         chunk, node, depth = chunk[goes_on], node[goes_on], depth + 1
-    return _Walk(*(np.concatenate([getattr(w, f.name) for w in found]) for f in fields(_Walk))) if found else _NO_WALK
+    if not found:
+        return _NO_WALK
+    whole = _Walk(*(np.concatenate([getattr(walk, f.name) for walk in found]) for f in fields(_Walk)))
+    return whole.at(np.lexsort((whole.depth, whole.chunk)))
 
 
-def _listed(trie: Trie, walk: _Walk, is_closed: Bools, place: Ints) -> Visits:
-    """The groups of every visit, token by token."""
-    group_starts = np.concatenate([[0], np.cumsum(trie.n_groups[walk.node])])
+@dataclass(frozen=True)
+class _Listing:
+    """Members and children of some visits: (visit, token, group within the visit)."""
+
+    n_groups: Ints
+    members: tuple[Ints, Ints, Ints]
+    children: tuple[Ints, Ints, Ints]
+
+    def visits(self, chunk: Ints, row: Ints, is_closed: Bools, swaps: tuple[Ints, Ints, Ints]) -> Visits:
+        starts = np.concatenate([[0], np.cumsum(self.n_groups)])
+        entries = (
+            Entries(visit, token, starts[visit] + group) for visit, token, group in (self.members, self.children, swaps)
+        )
+        return Visits(chunk, row, starts, is_closed, np.zeros(len(chunk), bool), *entries)
+
+
+def _listed(trie: Trie, walk: _Walk, joins_end: bool = False) -> _Listing:
+    """The groups of every visit, token by token.
+
+    With `joins_end` the group of the next chunk's first token counts as END where the token ended all the same: that
+    token is told of by its own chunk.
+    """
+    joining = np.where(joins_end & walk.is_last & walk.differs, walk.other, -1)
 
     def entries(starts: Ints, tokens: Ints, groups: Ints) -> tuple[Ints, Ints, Ints]:
         visit, at = _ranges(starts[walk.node], starts[walk.node + 1])
-        group = groups[at]
-        return visit, tokens[at], np.where(group == walk.merge_from[visit], walk.merge_to[visit], group)
+        return visit, tokens[at], np.where(groups[at] == joining[visit], END, groups[at])
 
-    visit, token, group = entries(trie.member_starts, trie.members, trie.member_groups)
-    members = Entries(visit, token, group_starts[visit] + group)
+    members = entries(trie.member_starts, trie.members, trie.member_groups)
     visit, token, group = entries(trie.child_starts, trie.children, trie.child_groups)
     apart = group != END
-    children = Entries(visit[apart], token[apart], (group_starts[visit] + group)[apart])
-    return Visits(place[walk.chunk], walk.row, group_starts, is_closed, members, children)
+    return _Listing(trie.n_groups[walk.node], members, (visit[apart], token[apart], group[apart]))
 
 
-def _may_be_longer(trie: Trie, first: Ints, is_longer: Bools, walk: _Walk) -> Bools:
+def _with_text(visits: Visits, student: _Side, walk: _Walk) -> tuple[Visits, Ints]:
+    """The visits and the later student tokens that none of them tells of, in the order of their rows; and the place of
+    each, the visits' first."""
+    is_told = np.zeros(len(student.tokens), bool)
+    is_told[student.starts[:-1]] = True
+    inside = ~walk.is_last
+    is_told[student.starts[walk.chunk[inside]] + walk.depth[inside]] = True
+    untold = np.flatnonzero(~is_told)
+    chunk = np.concatenate([visits.chunk, np.repeat(np.arange(len(student.lengths)), student.lengths)[untold]])
+    row = np.concatenate([visits.row, student.rows[untold]])
+    n, n_text = len(visits.chunk), len(untold)
+    order = np.argsort(row, kind="stable")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    n_groups = np.concatenate([np.diff(visits.group_starts), np.full(n_text, 2)])[order]
+    starts = np.concatenate([[0], np.cumsum(n_groups)])
+
+    def moved(entries: Entries, *, also: bool = False) -> Entries:
+        visit, token = entries.visit, entries.token
+        group = entries.group - visits.group_starts[visit]
+        if also:
+            visit = np.concatenate([visit, np.arange(n, n + n_text)])
+            token, group = np.concatenate([token, student.ids[untold]]), np.concatenate([group, np.ones(n_text, int)])
+        by_visit = np.argsort(place[visit], kind="stable")
+        visit = place[visit][by_visit]
+        return Entries(visit, token[by_visit], starts[visit] + group[by_visit])
+
+    found = Visits(
+        chunk[order],
+        row[order],
+        starts,
+        np.concatenate([visits.is_closed, np.zeros(n_text, bool)])[order],
+        np.concatenate([visits.is_text, np.ones(n_text, bool)])[order],
+        moved(visits.members),
+        moved(visits.children, also=True),
+        moved(visits.swaps),
+    )
+    return found, place
+
+
+def _may_be_longer(tries: PathTries, first_s: Ints, first_t: Ints, walk: _Walk) -> Bools:
     """Visits of a longer teacher token whose first piece begins longer student tokens as well.
 
     Had the teacher written the short token, the student might have gone on from it: how likely that was is read off
     the row after the short token, which is not there. Whether the teacher goes on is then not asked, only how.
     """
-    at = np.flatnonzero((walk.depth == 1) & is_longer[walk.chunk])
-    node = trie.node_of(first[walk.chunk[at]])
+    at = np.flatnonzero((walk.depth == 1) & (np.diff(tries.teacher.piece_starts)[first_t[walk.chunk]] > 1))
+    node = tries.student.node_of(first_s[walk.chunk[at]])
     found = np.zeros(len(walk.chunk), bool)
-    found[at[node != NO_NODE]] = trie.branches[node[node != NO_NODE]]
+    found[at[node != NO_NODE]] = tries.student.branches[node[node != NO_NODE]]
     return found
+
+
+def _root_swaps(tries: PathTries, student: _Side, teacher: _Side, forward: _Walk) -> RootSwaps:
+    """Where no node tells of the student's token, and it is neither its root nor the only one of its pieces."""
+    first_s, first_t = student.first, teacher.first
+    lengths = np.diff(tries.student.piece_starts)[first_s]
+    agrees = tries.student_roots[first_s] == tries.teacher_roots[first_t]
+    begins_so = _first_piece(tries.teacher, first_t) == first_s
+    is_resolved = np.where(agrees & (lengths == 1), begins_so, _first_piece(tries.student, first_s) == first_t)
+    is_resolved[forward.chunk] = True
+    chunk = np.flatnonzero(~is_resolved)
+    members, starts = tries.students_by_root
+    root = tries.teacher_roots[first_t[chunk]] - NO_ROOT
+    swap, at = _ranges(starts[root], starts[root + 1])
+    return RootSwaps(chunk, student.ids[student.starts[chunk]], swap, members[at])
+
+
+def _first_piece(trie: Trie, tokens: Ints) -> Ints:
+    begin, end = trie.piece_starts[tokens], trie.piece_starts[tokens + 1]
+    return np.where(end > begin, trie.pieces[np.minimum(begin, len(trie.pieces) - 1)], -1)
 
 
 def _shares(trie: Trie, first: Ints, walk: _Walk) -> Shares:
@@ -292,15 +405,12 @@ def _stays(forward: _Walk, mirror: _Walk, is_one_to_one: Bools) -> Ints:
     return found
 
 
-def _ended(visits: Visits, walk: _Walk, place: Ints, is_next: Bools) -> tuple[Ints, Ints]:
-    """The children of the nodes where a token stopped, by the chunk after it."""
-    following = np.full(len(walk.chunk), -1)
-    at = np.flatnonzero(walk.ended & is_next[walk.chunk])
-    following[at] = place[walk.chunk[at] + 1]
-    chunk = following[visits.children.visit]
-    order = np.argsort(chunk, kind="stable")
-    order = order[chunk[order] >= 0]
-    return chunk[order], visits.children.token[order]
+def _ended(listing: _Listing, walk: _Walk, is_next: Bools) -> tuple[Ints, Ints]:
+    """The children of the nodes where a token stopped, but for what the text took, by the chunk after it."""
+    visit, token, group = listing.children
+    counts = (walk.own == END) & is_next[walk.chunk]
+    kept = counts[visit] & (group != walk.other[visit])
+    return walk.chunk[visit[kept]] + 1, token[kept]
 
 
 def _ranges(begins: Ints, ends: Ints) -> tuple[Ints, Ints]:
