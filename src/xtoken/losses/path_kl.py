@@ -229,7 +229,9 @@ class _Reference:
         """The same for the teacher's first token and the student's tokens."""
         chunk, following = self.chunks[k], self.next_chunk(k)
         after = following.student[0] if following else None
-        return _visits(self.sigma, chunk.teacher[0], chunk.student, after, chunk.student_rows)
+        found = _visits(self.sigma, chunk.teacher[0], chunk.student, after, chunk.student_rows)
+        # Asked only which of a node's pieces comes next, a text where none of them does answers nothing.
+        return [v for v in found if not (v.depth == 1 and v.own != v.other and self.may_be_longer(chunk))]
 
     def is_resolved(self, chunk: _Chunk) -> bool:
         """Whether the student's first token needs no node: it is its own root and the teacher's token begins with it,
@@ -257,16 +259,22 @@ class _Reference:
 
     def continuations(self, k: int) -> tuple[list[int], list[int]]:
         """The pieces that would have continued the previous tokens: of the student's, the teacher's ids; of the
-        teacher's, the student's ids."""
+        teacher's, the student's ids.
+
+        The teacher's label is of texts where the student's token ended, whether or not a node has told of it. What is
+        taken out of the student's row is not taught there, so there a node must have told.
+        """
         if k == 0 or self.next_chunk(k - 1) is None:
             return [], []
-        found = []
-        sides = ((self.student_visits(k - 1), self.spelled_t), (self.teacher_visits(k - 1), self.spelled_s))
-        for visits, spelled in sides:
-            last = visits[-1] if visits and visits[-1].own == END else None
-            pieces = set() if last is None else set(last.groups) - {END, last.other}
-            found.append([i for i, spelling in enumerate(spelled) if spelling in pieces])
-        return found[0], found[1]
+        groups = _groups_of(self.tau, self.tau[self.chunks[k - 1].student[-1]])
+        ended_s = set(groups) - {END, self.chunks[k].teacher[0]} if sum(map(len, groups.values())) > 1 else set()
+        visits = self.teacher_visits(k - 1)
+        last = visits[-1] if visits and visits[-1].own == END else None
+        ended_t = set() if last is None else set(last.groups) - {END, last.other}
+        return (
+            [i for i, spelling in enumerate(self.spelled_t) if spelling in ended_s],
+            [i for i, spelling in enumerate(self.spelled_s) if spelling in ended_t],
+        )
 
     def share_of_exact(self, token: int, p0: Tensor) -> Tensor | float:
         """Among the teacher's tokens that begin with this one in the student's eyes, its own share."""

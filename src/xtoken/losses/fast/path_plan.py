@@ -110,7 +110,7 @@ class PathPlan:
         stays: int64 [n], for each visit to the teacher's trie the visit to the student's whose END says how likely the
             student's token stopped at this root; -1 where none does.
         ended_s: for each chunk the teacher's ids that would have continued the previous student token, as [n] chunks
-            (rising) and [n] ids.
+            (rising) and [n] ids; to be taken out of its first row.
         ended_t: the student's ids that would have continued the previous teacher token.
     """
 
@@ -209,6 +209,8 @@ def plan_paths(tries: PathTries, index: ChunkIndex) -> PathPlan:
     is_next[:-1] &= teacher.row_after[:-1] == teacher.first_row[1:]
     forward = _walk(tries.student, student.first, teacher, is_next)
     mirror = _walk(tries.teacher, teacher.first, student, is_next)
+    # Asked only which of a node's pieces comes next, a text where none of them does answers nothing.
+    mirror = mirror.at(~(_may_be_longer(tries, student.first, teacher.first, mirror) & mirror.differs))
 
     listed_s, listed_t = _listed(tries.student, forward), _listed(tries.teacher, mirror, joins_end=True)
     begins = student.starts[:-1]
@@ -233,7 +235,7 @@ def plan_paths(tries: PathTries, index: ChunkIndex) -> PathPlan:
         _root_swaps(tries, student, teacher, forward),
         _shares(tries.teacher, teacher.first, forward),
         stays,
-        _ended(listed_s, forward, is_next),
+        _continuations(tries.student, student, teacher.first, is_next),
         _ended(listed_t, mirror, is_next),
     )
 
@@ -405,8 +407,26 @@ def _stays(forward: _Walk, mirror: _Walk, is_one_to_one: Bools) -> Ints:
     return found
 
 
+def _continuations(trie: Trie, student: _Side, first_t: Ints, is_next: Bools) -> tuple[Ints, Ints]:
+    """The teacher's ids that go on from each chunk's last student token, but for what the text took, by the chunk after
+    it.
+
+    The label of a first row is of texts where that token ended, whether or not a node has told of its end.
+    """
+    chunk = np.flatnonzero(is_next)
+    node = trie.node_of(student.tokens[student.starts[chunk + 1] - 1])
+    chunk, node = chunk[node != NO_NODE] + 1, node[node != NO_NODE]
+    taken = trie.group_of(node, first_t[chunk])
+    owner, at = _ranges(trie.child_starts[node], trie.child_starts[node + 1])
+    kept = trie.child_groups[at] != taken[owner]
+    return chunk[owner[kept]], trie.children[at[kept]]
+
+
 def _ended(listing: _Listing, walk: _Walk, is_next: Bools) -> tuple[Ints, Ints]:
-    """The children of the nodes where a token stopped, but for what the text took, by the chunk after it."""
+    """The children of the nodes where a teacher's token stopped, but for what the text took, by the chunk after it.
+
+    Only where a node has told that it stopped: what is taken out of the student's row is not taught there.
+    """
     visit, token, group = listing.children
     counts = (walk.own == END) & is_next[walk.chunk]
     kept = counts[visit] & (group != walk.other[visit])
