@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xtoken.losses import GOLD, HKL, PKL, ULD, ChunkIndex, LossTerm, SameTokenizerKL
-from xtoken.projection import Partition, Projection
+from xtoken.losses import GOLD, HKL, PKL, ULD, ChunkIndex, LossTerm, PathKL, SameTokenizerKL
+from xtoken.projection import Partition, PathTries, Projection
+from xtoken.projection.tries import tries_from_pieces
 from xtoken.teachers import TeacherSignal, signal_from_logits
 
 Loss = Callable[[Tensor, TeacherSignal, ChunkIndex], LossTerm]
@@ -33,6 +34,7 @@ class Case:
     chunks: tuple[np.ndarray, ...]
     projection: Projection
     partition: Partition
+    tries: PathTries
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -101,6 +103,26 @@ def random_partition(rng: np.random.Generator, size_s: int, size_t: int) -> Part
     return Partition(ids_s, ids_t, (size_s, size_t))
 
 
+def random_tries(rng: np.random.Generator, size_s: int, size_t: int) -> PathTries:
+    """A third of the smaller vocabulary is common; the other tokens have 2 to 4 pieces of these, but the last, none."""
+    common = max(1, min(size_s, size_t) // 3)
+    cuts = [
+        [[i] if i < common else rng.integers(0, common, rng.integers(2, 5)).tolist() for i in range(size - 1)] + [[]]
+        for size in (size_s, size_t)
+    ]
+    return tries_from_pieces(cuts[0], cuts[1], np.arange(size_s), np.arange(size_t))
+
+
+def renamed_tries(tries: PathTries, student: np.ndarray, teacher: np.ndarray) -> PathTries:
+    """The same tries with token i of a side called `student[i]`, or `teacher[i]`."""
+    cuts = []
+    for trie, own, other in ((tries.student, student, teacher), (tries.teacher, teacher, student)):
+        bounds = trie.piece_starts
+        by_name = {int(own[i]): other[trie.pieces[bounds[i] : bounds[i + 1]]].tolist() for i in range(len(own))}
+        cuts.append([by_name[i] for i in range(len(own))])
+    return tries_from_pieces(*cuts, np.arange(len(student)), np.arange(len(teacher)))
+
+
 def random_case(
     seed: int = 0,
     size_s: int = 7,
@@ -122,6 +144,7 @@ def random_case(
         chunks,
         random_projection(rng, size_s, size_t),
         random_partition(rng, size_s, size_t),
+        random_tries(rng, size_s, size_t),
     )
 
 
@@ -135,6 +158,7 @@ def same_tokenizer_case(seed: int = 0, size: int = 7) -> Case:
         teacher_ids=case.student_ids,
         projection=Projection.from_coo(every, every, np.ones(size), (size, size)),
         partition=Partition(every, every, (size, size)),
+        tries=tries_from_pieces(*[[[i] for i in range(size)]] * 2, every, every),
     )
 
 
@@ -145,6 +169,7 @@ LOSSES: dict[str, Callable[[Case], Loss]] = {
     **{f"uld-{merge}": lambda case, merge=merge: ULD(*case.sizes, merge) for merge in MERGES},
     "p-kl-top-3": lambda case: PKL(case.projection, teacher_topk=3),
     "h-kl": lambda case: HKL(case.partition),
+    "path-kl": lambda case: PathKL(case.tries),
 }
 SAME_TOKENIZER: dict[str, Callable[[Case], Loss]] = {**LOSSES, "same": lambda case: SameTokenizerKL(case.sizes[0])}
 

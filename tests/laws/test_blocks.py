@@ -12,7 +12,7 @@ from .cases import SAME_TOKENIZER, random_case, same_tokenizer_case, value_and_g
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 5, 1000])
-@pytest.mark.parametrize("name", sorted(SAME_TOKENIZER))
+@pytest.mark.parametrize("name", sorted(set(SAME_TOKENIZER) - {"path-kl"}))  # whose chunks read the next one
 def test_blocks_are_the_loss_itself(name: str, chunks: int) -> None:
     case = same_tokenizer_case() if name == "same" else random_case(longest=4)
     loss, signal, index = SAME_TOKENIZER[name](case), case.signal(2.0), case.index()

@@ -100,7 +100,7 @@ class _Visit:
         row: the row of the other side that says how the path goes on.
         groups: tokens of the longer side by what they do next: a piece, or `END`.
         own: the group that the token is in.
-        other: the group of the other side's next token: that of its piece, or END; `own` where it is not known.
+        other: the group of the other side's next token: that of its piece, or END.
         is_last: whether the chunk ends here.
     """
 
@@ -303,7 +303,7 @@ def _visits(cuts: Cuts, token: int, path: list[int], after: int | None, rows: li
         cuts: of all tokens of the token's side.
         token: the token.
         path: the other side's tokens in the chunk.
-        after: its next token, if the next chunk is adjacent.
+        after: its next token, if the next chunk is adjacent; None if it is not.
         rows: its rows, the one after the chunk last.
     """
     found, cut = [], cuts[token]
@@ -314,10 +314,10 @@ def _visits(cuts: Cuts, token: int, path: list[int], after: int | None, rows: li
         if sum(len(tokens) for tokens in groups.values()) < 2:
             break
         own, is_last = cut[d] if d < len(cut) else END, d == len(path)
-        if is_last and own != END:
-            break  # the text cuts this token in another way
+        if is_last and (own != END or after is None):
+            break  # the text cuts this token in another way, or the row after the chunk is none of the loss's
         taken = after if is_last else path[d]
-        other = own if taken is None else taken if taken in groups else END
+        other = taken if taken in groups else END
         if len(groups) > 1:
             found.append(_Visit(d, rows[d], groups, own, other, is_last))
         if own != other or own == END:

@@ -124,7 +124,7 @@ class PathKernel:
         return self.tries.shape[1]
 
     def plan(self, index: ChunkIndex) -> Pass:
-        return _PathPass(self.roots, self.teacher_vocab_size, plan_paths(self.tries, index), index.student_rows.device)
+        return _PathPass(self.roots, self.teacher_vocab_size, plan_paths(self.tries, index))
 
 
 class _Listed:
@@ -152,6 +152,7 @@ class _Nodes:
         group_starts: int64 [n + 1] on the host.
         ends: int64 [n], the group END of each.
         counts: bool [G], whether a group may count: all but END where it is left out.
+        is_end: bool [G].
         is_text: bool [n].
     """
 
@@ -165,8 +166,12 @@ class _Nodes:
         counts = np.ones(int(visits.group_starts[-1]), bool)
         counts[visits.group_starts[:-1][visits.is_closed]] = False
         group_visit = np.repeat(np.arange(self.n), np.diff(visits.group_starts))
-        arrays = (group_visit, counts, visits.group_starts[:-1].copy(), visits.is_text)
-        self.group_visit, self.counts, self.ends, self.is_text = (torch.from_numpy(x).to(device) for x in arrays)
+        is_end = np.zeros(len(counts), bool)
+        is_end[visits.group_starts[:-1]] = True
+        arrays = (group_visit, counts, is_end, visits.group_starts[:-1].copy(), visits.is_text)
+        self.group_visit, self.counts, self.is_end, self.ends, self.is_text = (
+            torch.from_numpy(x).to(device) for x in arrays
+        )
 
     def _entries(self, entries: Entries, device: torch.device) -> _Listed:
         return _Listed(entries.visit, self.n, device, token=entries.token, group=entries.group)
@@ -182,7 +187,7 @@ class _Block:
         self.n_groups = last - first
         self.chunk = nodes.by_chunk.owner[at] - chunks.start
         self.group_visit, self.counts = nodes.group_visit[first:last] - at.start, nodes.counts[first:last]
-        self.ends = nodes.ends[at] - first
+        self.is_end, self.ends = nodes.is_end[first:last], nodes.ends[at] - first
         self.child_at = nodes.children.slice_of(at.start, at.stop)
         self.child_visit = nodes.children.owner[self.child_at] - at.start
         self.child_group = nodes.children.numbers["group"][self.child_at] - first
@@ -280,9 +285,9 @@ class _Ended:
 class _PathPass:
     """Path-KL over one batch."""
 
-    def __init__(self, roots: SplitRoots, teacher_vocab_size: int, found: PathPlan, device: torch.device) -> None:
-        n_chunks, self.teacher_vocab_size = len(found.first_s), teacher_vocab_size
-        self.roots = roots
+    def __init__(self, roots: SplitRoots, teacher_vocab_size: int, found: PathPlan) -> None:
+        n_chunks, device = len(found.first_s), roots.partner.device
+        self.roots, self.teacher_vocab_size = roots, teacher_vocab_size
         self.first_s, self.first_t = (torch.from_numpy(x).to(device) for x in (found.first_s, found.first_t))
         self.student, self.teacher = (_Nodes(v, n_chunks, device) for v in (found.student, found.teacher))
         self.later = self.teacher.rows
@@ -384,7 +389,7 @@ class _PathPass:
         label[others.ends] = torch.where(known, (1 - goes_on).clamp_(min=0), label[others.ends])
         label = label * ((chance > 0) & (begins > 0))[others.group_visit]
         is_text = self.teacher.is_text[others.visits][others.group_visit]
-        label = torch.where(is_text, 1, label).index_fill(0, others.ends[self.teacher.is_text[others.visits]], 0)
+        label = torch.where(is_text, (~others.is_end).to(label.dtype), label)
 
         going_on = self._going_on[others.child_at]
         mass = others.by_group(going_on, others.child_group)

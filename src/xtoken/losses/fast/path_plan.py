@@ -20,7 +20,7 @@ __all__ = ["Entries", "PathPlan", "RootSwaps", "Shares", "Visits", "plan_paths"]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-_UNKNOWN = -1  # instead of a token
+_NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,8 @@ def _walk(trie: Trie, first: Ints, other: _Side, is_next: Bools) -> _Walk:
         is_next: bool [K], whether the next chunk begins where this one ends.
     """
     begin, length = trie.piece_starts[first], np.diff(trie.piece_starts)[first]
-    following = np.full(len(first), _UNKNOWN)  # the first token of the next chunk
-    following[:-1] = np.where(is_next[:-1], other.first[1:], _UNKNOWN)
+    following = np.full(len(first), _NO_TOKEN)  # the first token of the next chunk
+    following[:-1] = np.where(is_next[:-1], other.first[1:], _NO_TOKEN)
     chunk = np.flatnonzero(length > 0)
     node = np.full(len(chunk), NO_NODE)
     found: list[_Walk] = []
@@ -265,10 +265,11 @@ def _walk(trie: Trie, first: Ints, other: _Side, is_next: Bools) -> _Walk:
         taken = np.where(is_last, following[chunk], other.tokens[inside])
         row = np.where(is_last, other.row_after[chunk], other.rows[inside])
         following_piece = trie.pieces[np.minimum(begin[chunk] + depth, len(trie.pieces) - 1)]
-        own = trie.group_of(node, np.where(stops, _UNKNOWN, following_piece))
-        credited = np.where(taken == _UNKNOWN, own, trie.group_of(node, taken))
+        own = trie.group_of(node, np.where(stops, _NO_TOKEN, following_piece))
+        credited = trie.group_of(node, taken)
         visits = _Walk(chunk, np.full(len(chunk), depth), node, row, own, credited, is_last)
-        says = ~is_last | stops  # else the text cuts the token in another way
+        # Else the text cuts the token in another way, or the row after the chunk is none of the loss's.
+        says = ~is_last | (stops & is_next[chunk])
         found.append(visits.at(says & trie.branches[node]))
         goes_on = says & ~stops & ~is_last & (own == credited)
         chunk, node, depth = chunk[goes_on], node[goes_on], depth + 1

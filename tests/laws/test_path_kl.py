@@ -1,0 +1,258 @@
+"""Path-KL's own laws: what it is in expectation, where it is exact, and what its pieces are worth by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from xtoken.losses import ChunkIndex, PathKL, SameTokenizerKL
+from xtoken.losses.fast import walk
+from xtoken.losses.fast.path_plan import plan_paths
+from xtoken.projection.tries import tries_from_pieces
+from xtoken.teachers import DenseSignal, LogitSignal, signal_from_logits
+
+from .cases import value_and_grad
+from .toy import DIGITS, PAIRS, TRIPLES, batch, chunks_of, cut, induced, process, tries
+
+NESTED = {
+    "packs two": (PAIRS, DIGITS),
+    "packs three": (TRIPLES, DIGITS),
+    "packs some": ((*DIGITS, "01", "10"), DIGITS),
+    "splits two": (DIGITS, PAIRS),
+    "splits three": (DIGITS, TRIPLES),
+    "the same": (DIGITS, DIGITS),
+}
+
+
+class World:
+    """Every text of a process, the teacher that writes it, and a student's table of logits by beginning of a text."""
+
+    def __init__(self, student: Sequence[str], teacher: Sequence[str], seed: int) -> None:
+        self.student, self.teacher, self.texts = student, teacher, process(seed)
+        self.of_student, self.of_teacher = induced(self.texts, student), induced(self.texts, teacher)
+        self.states = {beginning: n for n, beginning in enumerate(self.of_student)}
+        self.loss = PathKL(tries(student, teacher))
+
+    def random_table(self, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(len(self.states), len(self.student), dtype=torch.float64, generator=generator)
+
+    def true_table(self) -> Tensor:
+        return torch.stack([row.log() for row in self.of_student.values()])
+
+    def divergence(self, table: Tensor) -> Tensor:
+        """KL of the distributions over the student's tokens, summed over all beginnings of a text."""
+        total = table.new_zeros(())
+        for beginning, row in self.of_student.items():
+            log_q = table[self.states[beginning]].log_softmax(-1)
+            total = total + torch.xlogy(row, row / row.sum()).sum() - row[row > 0] @ log_q[row > 0]
+        return total
+
+    def expected(self, table: Tensor, use_reference: bool = False) -> Tensor:
+        """The loss over every text the teacher might write, each with its chance."""
+        total = table.new_zeros(())
+        for text, chance in self.texts.items():
+            logits, signal, index = self.inputs(text, table)
+            loss = self.loss.reference if use_reference else self.loss
+            total = total + chance * loss(logits, signal, index).total
+        return total
+
+    def inputs(self, text: str, table: Tensor) -> tuple[Tensor, DenseSignal, ChunkIndex]:
+        tokens_s, tokens_t = cut(text, self.student), cut(text, self.teacher)
+        rows_s = [table[self.states[tuple(tokens_s[:n])]] for n in range(len(tokens_s))]
+        rows_t = [(row := self.of_teacher[tuple(tokens_t[:n])]) / row.sum() for n in range(len(tokens_t))]
+        after = torch.zeros_like(rows_s[0]), torch.full_like(rows_t[0], 1 / len(self.teacher))
+        chunks = chunks_of(tokens_s, tokens_t)
+        ids_s, ids_t = [0, *map(self.student.index, tokens_s)], [0, *map(self.teacher.index, tokens_t)]
+        signal = DenseSignal(torch.stack([*rows_t, after[1]]).log())
+        return torch.stack([*rows_s, after[0]]), signal, ChunkIndex.from_chunks(chunks, ids_s, ids_t)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", sorted(NESTED))
+def test_over_the_teachers_texts_it_is_the_kl_of_the_students_tokens(name: str, seed: int) -> None:
+    """Value and gradient, for whole texts: every token of the student, whatever came before it."""
+    world = World(*NESTED[name], seed)
+    table = world.random_table(seed + 7).requires_grad_()
+    exact, expected = world.divergence(table), world.expected(table)
+    assert abs(exact - expected) < 1e-8
+    slopes = [torch.autograd.grad(value, table)[0] for value in (exact, expected)]
+    assert (slopes[0] - slopes[1]).abs().max() < 1e-8
+    assert slopes[0].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", sorted(NESTED))
+def test_it_is_at_rest_in_the_truth_on_every_text(name: str) -> None:
+    world = World(*NESTED[name], seed=3)
+    for text in world.texts:
+        logits, signal, index = world.inputs(text, world.true_table())
+        term, slope = value_and_grad(world.loss, logits, signal, index)
+        assert abs(term.total) < 1e-12, text
+        assert slope.nan_to_num().abs().max() < 1e-12, text
+
+
+def test_crossing_tokens_leave_a_bias_and_no_token_untaught() -> None:
+    """Both sides pack, but other pairs: not exact any more; the slope still points the right way in every state."""
+    world = World((*DIGITS, "01"), (*DIGITS, "10"), seed=0)
+    table = world.random_table(1).requires_grad_()
+    slopes = [torch.autograd.grad(value, table)[0] for value in (world.divergence(table), world.expected(table))]
+    assert 1e-3 < (slopes[0] - slopes[1]).abs().max() < 0.1
+    for ours, true in zip(*slopes[::-1], strict=True):
+        assert torch.cosine_similarity(ours, true, dim=0) > 0.7
+
+
+def random_vocabulary(rng: random.Random) -> list[str]:
+    words = {"".join(rng.choices("abc", k=rng.randint(2, 4))) for _ in range(rng.randint(0, 9))}
+    return [*"abc$", *sorted(words)]
+
+
+def random_batch(seed: int) -> tuple[PathKL, Tensor, Tensor, ChunkIndex]:
+    rng = random.Random(seed)
+    student, teacher = random_vocabulary(rng), random_vocabulary(rng)
+    texts = ["".join(rng.choices("aabc", k=rng.randint(1, 9))) + "$" for _ in range(3)]
+    return PathKL(tries(student, teacher)), *batch(student, teacher, texts, seed)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_it_is_the_reference_for_any_two_vocabularies(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of tokens that nest and cross; whole and top-k teachers; forbidden tokens; blocks of one row and more."""
+    loss, student, teacher, index = random_batch(seed)
+    if seed % 3 == 1:
+        student = student.index_fill(-1, torch.tensor([1]), float("-inf"))
+    if seed % 5 == 1:
+        teacher = teacher.index_fill(-1, torch.tensor([0, 2]), float("-inf"))
+    monkeypatch.setattr(walk, "_CPU_ELEMENTS", (1, 3, 1000)[seed % 3] * max(loss.tries.shape))
+    size_t = loss.teacher_vocab_size
+    for tau, top_k in ((1.0, None), (2.0, None), (1.0, 2), (1.5, size_t)):
+        signal = signal_from_logits(teacher, size_t, tau, top_k)
+        term, slope = value_and_grad(loss, student, signal, index)
+        expected, expected_slope = value_and_grad(loss.reference, student, signal, index)
+        torch.testing.assert_close(term.total, expected.total, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(slope, expected_slope, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(dict(term.metrics), dict(expected.metrics), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_its_gradient_is_its_slope(seed: int) -> None:
+    loss, student, teacher, index = random_batch(seed)
+    for top_k in (None, 3):
+        signal = signal_from_logits(teacher, loss.teacher_vocab_size, 1.0, top_k)
+        leaf = student.clone().requires_grad_()
+        assert torch.autograd.gradcheck(lambda z, s=signal: loss(z, s, index).total, leaf)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_not_of_the_text_is_never_negative(seed: int) -> None:
+    loss, student, teacher, index = random_batch(seed)
+    term = loss(student, signal_from_logits(teacher, loss.teacher_vocab_size), index)
+    assert term.metrics["node_kl"] >= -1e-12
+    assert term.total - term.metrics["node_kl"] - term.metrics["text_nll"] >= -1e-12
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_all_of_the_top_k_is_the_whole_signal(seed: int) -> None:
+    loss, student, teacher, index = random_batch(seed)
+    size_t = loss.teacher_vocab_size
+    whole, kept = (signal_from_logits(teacher, size_t, 1.0, top_k) for top_k in (None, size_t))
+    one, slope = value_and_grad(loss, student, whole, index)
+    other, other_slope = value_and_grad(loss, student, kept, index)
+    torch.testing.assert_close(one.total, other.total, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope, other_slope, rtol=1e-12, atol=1e-12)
+
+
+def test_equal_tokenizers_give_the_same_tokenizer_kl() -> None:
+    vocabulary = ("a", "b", "c", "$", "ab", "bc", "abc")
+    student, teacher, index = batch(vocabulary, vocabulary, ["abcab$", "aabbc$", "c$"])
+    signal = signal_from_logits(teacher, len(vocabulary))
+    ours, slope = value_and_grad(PathKL(tries(vocabulary, vocabulary)), student, signal, index)
+    plain, plain_slope = value_and_grad(SameTokenizerKL(len(vocabulary)), student, signal, index)
+    torch.testing.assert_close(ours.total, plain.total, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope, plain_slope, rtol=1e-12, atol=1e-12)
+    assert ours.metrics["node_kl"] == ours.metrics["text_nll"] == 0
+
+
+def two_digits() -> tuple[PathKL, Tensor, DenseSignal, ChunkIndex]:
+    """The student has 2, 20 and an end; the teacher digits. The text is 20 and the end."""
+    student, teacher = ("2", "0", "20", "$"), ("2", "0", "$")
+    q = torch.tensor([[0.2, 0.1, 0.3, 0.4], [0.1, 0.5, 0.2, 0.2]], dtype=torch.float64)
+    p = torch.tensor([[0.6, 0.1, 0.3], [0.2, 0.7, 0.1], [0.2, 0.1, 0.7]], dtype=torch.float64)
+    index = ChunkIndex.from_chunks([[1, 2, 1, 3], [2, 3, 3, 4]], [3, 2, 3], [2, 0, 1, 2])
+    return PathKL(tries(student, teacher)), q.log(), DenseSignal(p.log()), index
+
+
+def kl(p: Sequence[float], q: Sequence[float]) -> float:
+    return sum(float(x) * math.log(x / y) for x, y in zip(p, q, strict=True))
+
+
+def test_by_hand() -> None:
+    """Roots 2, 0 and the end; then, after 2, whether 0 follows; then the next chunk, where nothing is to take out."""
+    loss, logits, signal, index = two_digits()
+    first = kl((0.6, 0.1, 0.3), (0.5, 0.1, 0.4)) + kl((0.7, 0.3), (0.3 / 0.5, 0.2 / 0.5))
+    second = kl((0.2, 0.1, 0.7), (0.3, 0.5, 0.2))
+    term = loss(logits, signal, index)
+    assert term.total.item() == pytest.approx(first + second, abs=1e-12)
+    assert term.metrics["node_kl"].item() == pytest.approx(kl((0.7, 0.3), (0.6, 0.4)), abs=1e-12)
+    assert int(term.count) == 2
+
+
+def test_that_a_token_ended_is_said_once() -> None:
+    """The text is 2 and the end: after the student's 2 a 0 would have made it 20, so the next label is without 0."""
+    loss, logits, signal, _ = two_digits()
+    index = ChunkIndex.from_chunks([[1, 2, 1, 2], [2, 3, 2, 3]], [3, 0, 3], [2, 0, 2])
+    first = kl((0.6, 0.1, 0.3), (0.5, 0.1, 0.4)) + kl((0.7, 0.3), (0.6, 0.4))
+    second = kl((0.2 / 0.3, 0.1 / 0.3), (0.3, 0.2))
+    assert loss(logits, signal, index).total.item() == pytest.approx(first + second, abs=1e-12)
+
+
+def test_a_chunk_that_no_other_follows_says_nothing_of_its_end() -> None:
+    """The row after it belongs to a prompt, a gap or padding."""
+    loss, logits, signal, _ = two_digits()
+    index = ChunkIndex.from_chunks([[1, 2, 1, 2]], [3, 0, 3], [2, 0, 2])
+    assert loss(logits, signal, index).total.item() == pytest.approx(kl((0.6, 0.1, 0.3), (0.5, 0.1, 0.4)), abs=1e-12)
+
+
+def test_where_tokens_cross_the_text_teaches() -> None:
+    """ab|c against a|bc. The first token takes the place of the class that `a` was credited to; the second its own."""
+    student, teacher = ("a", "b", "c", "ab", "$"), ("a", "b", "c", "bc", "$")
+    generator = torch.Generator().manual_seed(0)
+    logits, other = (torch.randn(3, 5, dtype=torch.float64, generator=generator) for _ in range(2))
+    index = ChunkIndex.from_chunks([[1, 3, 1, 3]], [4, 3, 2], [4, 0, 3])
+    term = PathKL(tries(student, teacher))(logits, LogitSignal(other, 5), index)
+    q, p = logits.softmax(-1), other.softmax(-1)
+    roots = kl((p[0, 0], p[0, 1] + p[0, 3], p[0, 2], p[0, 4]), (q[0, 0] + q[0, 3], q[0, 1], q[0, 2], q[0, 4]))
+    # After `a`: b goes on, all else is END, and so is bc, by the rule; but the student's token is ab.
+    node = kl((p[1, 1], 1 - p[1, 1]), (q[0, 3] / (q[0, 0] + q[0, 3]), q[0, 0] / (q[0, 0] + q[0, 3])))
+    swap = -q[0, 3].log() + q[0, 0].log()
+    text = -q[1, 2].log()
+    assert term.total.item() == pytest.approx(float(roots + node + swap + text), abs=1e-12)
+    assert term.metrics["text_nll"].item() == pytest.approx(float(swap + text), abs=1e-12)
+
+
+def test_mass_on_roots_without_a_student_token_is_left_out_and_told() -> None:
+    """A teacher's token that the student cannot spell has no root; the others are normalised."""
+    loss = PathKL(tries_from_pieces([[0], [1]], [[0], [1], []], np.arange(2), np.arange(3)))
+    p, q = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64), torch.tensor([[0.6, 0.4]], dtype=torch.float64)
+    index = ChunkIndex.from_chunks([[1, 2, 1, 2]], [0, 1], [0, 1])
+    term = loss(torch.cat([q, q]).log(), DenseSignal(torch.cat([p, p]).log()), index)
+    assert term.total.item() == pytest.approx(kl((0.4, 0.6), (0.6, 0.4)), abs=1e-12)
+    assert term.metrics["uncovered_mass"].item() == pytest.approx(0.5, abs=1e-12)
+
+
+def test_a_long_text_is_planned_without_its_chunks_meeting_one_by_one() -> None:
+    """The plan of a batch is the plans of its sequences, one after the other."""
+    texts = ["0110$", "1$", "10010$"]
+    vocabularies = TRIPLES, DIGITS
+    pair = tries(*vocabularies)
+    whole = plan_paths(pair, batch(*vocabularies, texts)[2])
+    parts = [plan_paths(pair, batch(*vocabularies, [text])[2]) for text in texts]
+    for side in ("student", "teacher"):
+        members = [getattr(plan, side).members.token.tolist() for plan in parts]
+        assert getattr(whole, side).members.token.tolist() == [*chain.from_iterable(members)]
+    assert len(whole.first_s) == sum(len(plan.first_s) for plan in parts)
