@@ -82,10 +82,14 @@ def letters(seed: int, alphabet: str = "abcd", longest: int = 5) -> World:
     generator = torch.Generator().manual_seed(seed)
     first, moves = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((1, 4), (4, 5)))
     words = ["".join(w) for n in range(1, longest + 1) for w in product(alphabet, repeat=n)]
-    log_p = [_log_prob([alphabet.index(c) for c in w], first.log_softmax(1)[0], moves.log_softmax(1), longest) for w in words]
+    log_p = [
+        _log_prob([alphabet.index(c) for c in w], first.log_softmax(1)[0], moves.log_softmax(1), longest) for w in words
+    ]
     student, teacher = (_bpe(alphabet, words, seed * 10 + side) for side in (1, 2))
     texts = tuple(word + END_OF_TEXT for word in words)
-    return World(texts, torch.stack(log_p).exp().unsqueeze(0), *(Vocabulary.from_tokenizer(t) for t in (student, teacher)))
+    return World(
+        texts, torch.stack(log_p).exp().unsqueeze(0), *(Vocabulary.from_tokenizer(t) for t in (student, teacher))
+    )
 
 
 def _log_prob(word: Sequence[int], first: Tensor, moves: Tensor, longest: int) -> Tensor:
@@ -270,3 +274,80 @@ def study(world: World, methods: Sequence[str] = METHODS, steps: int = STEPS) ->
     """Method to KL in nats a text."""
     found = Study(world)
     return {method: found.learn(method, steps) for method in methods}
+
+
+LETTER_SEEDS = (1, 2, 3)
+LONG = 4 * STEPS
+_LABELS = {
+    "cross-entropy": "cross-entropy",
+    "uld": "ULD",
+    "gold": "GOLD",
+    "h-kl": "H-KL",
+    "p-kl-chain": "P-KL, chain",
+    "p-kl-mean": "P-KL, mean",
+    "p-kl-first": "P-KL, first",
+    "path-kl": "path-KL",
+    "oracle": "oracle",
+}
+
+
+def number_worlds() -> tuple[World, World]:
+    """Numbers for a student that packs them, and for one that splits them."""
+    packing, splitting, texts, probs = numbers()
+    one, other = (Vocabulary.from_tokenizer(tokenizer) for tokenizer in (packing, splitting))
+    return World(texts, probs, one, other), World(texts, probs, other, one)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print one object, method to KL in nats (packing)")
+    parser.add_argument("--figure", type=Path, help="write the table as an SVG figure")
+    asked = parser.parse_args(arguments)
+    packing, splitting = number_worlds()
+    if asked.json:
+        print(json.dumps(study(packing)))
+        return
+    begin = time.perf_counter()
+    columns = {"packing": study(packing), "splitting": study(splitting)}
+    columns |= {f"letters {seed}": study(letters(seed), steps=STEPS // 3) for seed in LETTER_SEEDS}
+    for name, world in (("packing, longer", packing), ("splitting, longer", splitting)):
+        columns[name] = study(world, ("cross-entropy", "path-kl", "oracle"), LONG)
+    print(_table(columns))
+    print(f"{(time.perf_counter() - begin):.0f} s")
+    if asked.figure is not None:
+        draw(columns, asked.figure)
+
+
+def _table(columns: dict[str, dict[str, float]]) -> str:
+    """KL in nats a text, as a Markdown table."""
+    lines = [" | ".join(["method", *columns]), "|".join(["---"] * (1 + len(columns)))]
+    for method in METHODS:
+        cells = [f"{found[method]:.4f}" if method in found else "" for found in columns.values()]
+        lines.append(" | ".join([_LABELS[method], *cells]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def draw(columns: dict[str, dict[str, float]], path: Path) -> None:
+    """One panel a world, a dot a method, on a logarithmic axis."""
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "xtoken"  # the same figure gives the same file
+    worlds = ("packing", "splitting", f"letters {LETTER_SEEDS[0]}")
+    figure, axes = plt.subplots(1, len(worlds), figsize=(10, 3.2), sharey=True, constrained_layout=True)
+    for axis, world in zip(axes, worlds, strict=True):
+        found = columns[world]
+        for place, method in enumerate(reversed(METHODS)):
+            own = method == "path-kl"
+            axis.plot(
+                found[method], place, "D" if own else "o", color="#d55e00" if own else "#0072b2", ms=7 if own else 5
+            )
+        axis.axvline(found["oracle"], color="#999999", lw=0.8, ls=":")
+        axis.set(xscale="log", title=world, xlabel="KL(truth || student), nats a text")
+        axis.grid(axis="x", color="#dddddd", lw=0.6)
+    axes[0].set_yticks(range(len(METHODS)), [_LABELS[method] for method in reversed(METHODS)])
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

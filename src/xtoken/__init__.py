@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from xtoken.errors import XTokenError as XTokenError
     from xtoken.evaluation import bits_per_byte as bits_per_byte
     from xtoken.projection import Partition as Partition
+    from xtoken.projection import PathTries as PathTries
     from xtoken.projection import Projection as Projection
     from xtoken.projection import build_projection as build_projection
+    from xtoken.projection import build_tries as build_tries
     from xtoken.projection import relaxed_partition as relaxed_partition
     from xtoken.projection import strict_partition as strict_partition
     from xtoken.teachers.online import OnlineTeacher as OnlineTeacher
@@ -39,6 +41,7 @@ _HOME = {
     "LoadedModel": "xtoken.training",
     "OnlineTeacher": "xtoken.teachers.online",
     "Partition": "xtoken.projection",
+    "PathTries": "xtoken.projection",
     "Projection": "xtoken.projection",
     "Vocabulary": "xtoken.tokens",
     "XTokenError": "xtoken.errors",
@@ -48,6 +51,7 @@ _HOME = {
     "audit": "xtoken.coverage",
     "bits_per_byte": "xtoken.evaluation",
     "build_projection": "xtoken.projection",
+    "build_tries": "xtoken.projection",
     "distil": "xtoken.training",
     "load_model": "xtoken.training",
     "prepare": "xtoken.training",

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-LossName = Literal["auto", "p-kl", "h-kl", "gold", "uld", "same"]
+LossName = Literal["auto", "p-kl", "h-kl", "path-kl", "gold", "uld", "same"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -83,7 +83,7 @@ class TeacherConfig(_ModelSection):
     weight: Positive = Field(default=1.0, description="Its static weight in the sum over teachers.")
     merge: Literal["chain", "mean", "first"] | None = Field(
         default=None,
-        description="How a chunk of several tokens becomes one distribution (default chain); not for same.",
+        description="How a chunk of several tokens becomes one distribution (default chain); not for path-kl or same.",
     )
     temperature: Positive = Field(default=1.0, description="Softens the predictions of teacher and student alike.")
     top_k: Count | None = Field(default=None, description="For p-kl: teach the k most probable teacher tokens only.")

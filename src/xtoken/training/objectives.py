@@ -8,24 +8,34 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from xtoken.config import TeacherConfig
 from xtoken.coverage import audit
 from xtoken.errors import XTokenError
-from xtoken.losses import GOLD, HKL, PKL, ULD, SameTokenizerKL
+from xtoken.losses import GOLD, HKL, PKL, ULD, PathKL, SameTokenizerKL
 from xtoken.losses.fast.ranked import RANKS
-from xtoken.projection import Projection, build_projection, relaxed_partition, strict_partition
+from xtoken.projection import (
+    PathTries,
+    Projection,
+    build_projection,
+    build_tries,
+    relaxed_partition,
+    strict_partition,
+)
 from xtoken.projection.build import DECAY, MAX_PIECES, RULES
 from xtoken.teachers.online import DistillationLoss
 from xtoken.tokens import Vocabulary
 
-__all__ = ["Objective", "choose_loss", "make_objective", "projection_for"]
+__all__ = ["Objective", "choose_loss", "make_objective", "projection_for", "tries_for"]
 
 log = logging.getLogger(__name__)
 
 RANKED = ("gold", "h-kl", "uld")  # the losses that sort
+MERGELESS = {"same": "its chunks are single tokens", "path-kl": "it reads every token of a chunk by itself"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Objective:
 
     Attributes:
         loss: the module.
-        name: p-kl, h-kl, gold, uld or same.
+        name: p-kl, h-kl, path-kl, gold, uld or same.
         reason: why this one.
     """
 
@@ -85,10 +95,8 @@ def make_objective(config: TeacherConfig, student: Vocabulary, teacher: Vocabula
         raise XTokenError(
             f"ranks has no effect on the loss {name!r} ({reason}): it belongs to {', '.join(RANKED)}. Leave it out."
         )
-    if name == "same" and config.merge is not None:
-        raise XTokenError(
-            f"merge has no effect on the loss 'same' ({reason}): its chunks are single tokens. Leave it out."
-        )
+    if name in MERGELESS and config.merge is not None:
+        raise XTokenError(f"merge has no effect on the loss {name!r} ({reason}): {MERGELESS[name]}. Leave it out.")
     return Objective(_loss(name, config, student, teacher, cache), name, reason)
 
 
@@ -103,6 +111,8 @@ def _loss(
         return ULD(student.size, teacher.size, merge, ranks)
     if name == "gold":
         return GOLD(strict_partition(student, teacher), merge, ranks=ranks)
+    if name == "path-kl":
+        return PathKL(tries_for(student, teacher, cache))
     projection = projection_for(student, teacher, cache)
     if name == "h-kl":
         return HKL(relaxed_partition(student, teacher, projection), merge, ranks=ranks)
@@ -116,16 +126,52 @@ def projection_for(student: Vocabulary, teacher: Vocabulary, cache: Path | None)
         student, teacher: the vocabularies.
         cache: the folder; None builds W anew.
     """
-    if cache is None:
-        return build_projection(student, teacher)
-    content = f"{student.fingerprint} {teacher.fingerprint} {DECAY} {MAX_PIECES} {RULES}"
-    path = cache / "projections" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
-    if path.is_file():
-        try:
-            return Projection.load(path, student, teacher)
-        except XTokenError as error:
-            log.warning("the cached W is not usable and is built again: %s", error)
-    projection = build_projection(student, teacher)
-    projection.save(path)
-    log.info("built W for %s and %s: %s", student.name, teacher.name, path)
-    return projection
+    return _kept("W", "projections", f"{DECAY} {MAX_PIECES} {RULES}", Projection.load, build_projection)(
+        student, teacher, cache
+    )
+
+
+def tries_for(student: Vocabulary, teacher: Vocabulary, cache: Path | None) -> PathTries:
+    """The tries of a pair of tokenizers, likewise."""
+    return _kept("the tries", "tries", str(RULES), PathTries.load, build_tries)(student, teacher, cache)
+
+
+class _Artifact(Protocol):
+    def save(self, path: Path) -> None: ...
+
+
+_A = TypeVar("_A", bound=_Artifact)
+
+
+def _kept(
+    what: str,
+    folder: str,
+    rules: str,
+    load: Callable[[Path, Vocabulary, Vocabulary], _A],
+    build: Callable[[Vocabulary, Vocabulary], _A],
+) -> Callable[[Vocabulary, Vocabulary, Path | None], _A]:
+    """What makes an artifact of a pair, or takes it from a cache's folder.
+
+    Args:
+        what: its name in the log.
+        folder: of the cache.
+        rules: what the artifact depends on besides the tokenizers.
+        load, build: how.
+    """
+
+    def get(student: Vocabulary, teacher: Vocabulary, cache: Path | None) -> _A:
+        if cache is None:
+            return build(student, teacher)
+        content = f"{student.fingerprint} {teacher.fingerprint} {rules}"
+        path = cache / folder / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
+        if path.is_file():
+            try:
+                return load(path, student, teacher)
+            except XTokenError as error:
+                log.warning("the cached file of %s is not usable and is built again: %s", what, error)
+        built = build(student, teacher)
+        built.save(path)
+        log.info("built %s for %s and %s: %s", what, student.name, teacher.name, path)
+        return built
+
+    return get
