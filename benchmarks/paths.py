@@ -109,9 +109,7 @@ def _counted(
         "1:n": (n == 1) & (m > 1),
         "n:1": (n > 1) & (m == 1),
         "n:m": (n > 1) & (m > 1),
-        "both longer": _marked(
-            len(n), plan.student.chunk[plan.shares.visit], plan.teacher.chunk[plan.teacher.is_closed]
-        ),
+        "both longer": _both_longer(first_s, first_t, tries),
         "roots differ": tries.student_roots[first_s] != tries.teacher_roots[first_t],
         "credited wrongly": _marked(
             len(n), plan.student.chunk[plan.student.swaps.visit], plan.teacher.chunk[plan.teacher.swaps.visit]
@@ -122,6 +120,18 @@ def _counted(
         "no UTF-8": partial_s[first_s] | partial_t[first_t],
     }
     return {name: 100 * float(np.mean(marks)) for name, marks in counts.items()} | {"chunks": float(len(n))}
+
+
+def _both_longer(first_s: np.ndarray, first_t: np.ndarray, tries: PathTries) -> np.ndarray:
+    """Chunks whose root begins longer tokens on both sides."""
+    nodes = (
+        tries.student.node_of(tries.teacher.spelling[first_s]),
+        tries.teacher.node_of(tries.student.spelling[first_t]),
+    )
+    found = np.ones(len(first_s), bool)
+    for node, trie in zip(nodes, (tries.student, tries.teacher), strict=True):
+        found &= (node >= 0) & trie.branches[np.maximum(node, 0)]
+    return found
 
 
 def _is_text(token: bytes) -> bool:

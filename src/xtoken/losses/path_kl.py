@@ -10,8 +10,8 @@ rows, the previous tokens of both sides having ended:
 
 (0) roots:      KL of p_0 and q_0, each summed by root.
 (d) student's token: after t_1 .. t_d, while they are its first d pieces, among the student tokens that begin with
-                these pieces, which piece comes next, or END. Teacher: its distribution after t_d, times for d = 1 the
-                share alpha of t_1 among the teacher's tokens that begin like it. Student: q_0 within these tokens.
+                these pieces, which piece comes next, or END. Teacher: its distribution after t_d. Student: q_0 within
+                these tokens.
 (d) teacher's token: after s_1 .. s_d, while they are its first d pieces, the same with the sides exchanged: p_0 within
                 the teacher's tokens that begin with these pieces, against the student's distribution after s_d.
 
@@ -155,30 +155,27 @@ class _Reference:
         root, uncovered = self.root_term(p0, tail0, q0)
         forward, mirror = self.student_visits(k), self.teacher_visits(k)
         nodes = texts = q0.sum() * 0
-        stays = None  # the student's chance of stopping at its root, by the teacher, where it is known
+        goes_on = None  # the chance that the student's token goes on from its root after the teacher's, where known
         for visit in forward:
-            alpha = self.share_of_exact(chunk.teacher[0], p0) if visit.depth == 1 else 1.0
-            label = {piece: alpha * self.p_of(visit.row, piece) for piece in visit.groups if piece != END}
+            label = {piece: self.p_of(visit.row, piece) for piece in visit.groups if piece != END}
             label[END] = (1 - sum(label.values())).clamp(min=0)
             if visit.depth == len(chunk.teacher) == len(chunk.student) == 1:
-                stays = label[END]
+                goes_on = 1 - label[END]
             mass = {piece: q0[tokens].sum() for piece, tokens in visit.groups.items()}
             nodes = nodes + _node_kl(label, mass)
             if visit.own != visit.other:
                 texts = texts + _swap(q0[chunk.student_ids[0]], mass.get(visit.other, nodes * 0))
-        if not forward and not self.is_resolved(chunk):
+        if self.tau[chunk.student[0]][:1] != (chunk.teacher[0],):
             credited = [i for i, r in enumerate(self.roots_s) if r == self.roots_t[chunk.teacher[0]]]
             texts = texts + _swap(q0[chunk.student_ids[0]], q0[credited].sum())
         for visit in mirror:
             mass = {piece: self.q_of(visit.row, piece) for piece in visit.groups if piece != END}
             mass[END] = 1 - sum(mass.values())
-            label = self.mirror_label(visit, p0, stays if visit.depth == 1 else None)
+            begin_so = {piece: p0[tokens].sum() for piece, tokens in visit.groups.items()}
             if visit.is_last and visit.own != visit.other:
                 # The next chunk tells of the student's next token, so here its group only counts as END.
-                label, mass = (_merged(x, visit.own, visit.other) for x in (label, mass))
-            if visit.depth == 1 and self.may_be_longer(chunk):
-                label.pop(END, None)
-                mass.pop(END)
+                begin_so, mass = (_merged(x, visit.own, visit.other) for x in (begin_so, mass))
+            label = _mirror_label(begin_so, goes_on if visit.depth == 1 else None)
             nodes = nodes + _node_kl(label, mass)
             if not visit.is_last and visit.own != visit.other:
                 realised = self.q[visit.row][chunk.student_ids[visit.depth]]
@@ -189,18 +186,6 @@ class _Reference:
                 realised = self.q[chunk.student_rows[d]][chunk.student_ids[d]]
                 texts = texts + _swap(realised, torch.ones_like(realised))
         return root, nodes, texts, uncovered
-
-    def mirror_label(self, visit: _Visit, p0: Tensor, stays: Tensor | None) -> dict[int, Tensor]:
-        """What the teacher's first row says of its tokens that begin with the pieces of a node; empty for nothing."""
-        label = {piece: p0[tokens].sum() for piece, tokens in visit.groups.items()}
-        whole = sum(label.values())
-        if not whole > 0 or (stays is not None and not stays > 0):
-            return {}
-        label = {piece: mass / whole for piece, mass in label.items()}
-        if stays is not None:  # of the texts where the student did not go on from the same root
-            label = {piece: mass / stays for piece, mass in label.items() if piece != END}
-            label[END] = (1 - sum(label.values())).clamp(min=0)
-        return label
 
     def root_term(self, p0: Tensor, tail: Tensor, q0: Tensor) -> tuple[Tensor, Tensor]:
         """KL of the two distributions summed by root, on the roots that the student has probability for."""
@@ -229,25 +214,7 @@ class _Reference:
         """The same for the teacher's first token and the student's tokens."""
         chunk, following = self.chunks[k], self.next_chunk(k)
         after = following.student[0] if following else None
-        found = _visits(self.sigma, chunk.teacher[0], chunk.student, after, chunk.student_rows)
-        # Asked only which of a node's pieces comes next, a text where none of them does answers nothing.
-        return [v for v in found if not (v.depth == 1 and v.own != v.other and self.may_be_longer(chunk))]
-
-    def is_resolved(self, chunk: _Chunk) -> bool:
-        """Whether the student's first token needs no node: it is its own root and the teacher's token begins with it,
-        or it is the only one that begins with the teacher's first tokens."""
-        cut = self.tau[chunk.student[0]]
-        if self.roots_s[chunk.student[0]] == self.roots_t[chunk.teacher[0]] and len(cut) == 1:
-            return self.sigma[chunk.teacher[0]][:1] == (chunk.student[0],)
-        return cut[:1] == (chunk.teacher[0],)
-
-    def may_be_longer(self, chunk: _Chunk) -> bool:
-        """Whether the teacher's token is longer than its root, and the student had longer ones of this root too.
-
-        How likely these were the teacher's longer token does not tell: whether it goes on is not asked, only how.
-        """
-        cut = self.tau[chunk.student[0]]
-        return len(self.sigma[chunk.teacher[0]]) > 1 and len(_groups_of(self.tau, cut)) > 1
+        return _visits(self.sigma, chunk.teacher[0], chunk.student, after, chunk.student_rows)
 
     def next_chunk(self, k: int) -> _Chunk | None:
         """The chunk that begins where this one ends, on both sides."""
@@ -275,13 +242,6 @@ class _Reference:
             [i for i, spelling in enumerate(self.spelled_t) if spelling in ended_s],
             [i for i, spelling in enumerate(self.spelled_s) if spelling in ended_t],
         )
-
-    def share_of_exact(self, token: int, p0: Tensor) -> Tensor | float:
-        """Among the teacher's tokens that begin with this one in the student's eyes, its own share."""
-        cut = self.sigma[token]
-        groups = _groups_of(self.sigma, cut) if len(cut) == 1 else {}
-        whole = sum((p0[tokens].sum() for tokens in groups.values()), start=p0.sum() * 0)
-        return p0[groups[END]].sum() / whole if END in groups and whole > 0 else 1.0
 
     def teacher_first(self, row: int, ended: list[int]) -> tuple[Tensor, Tensor]:
         kept = self.p[row].clone()
@@ -331,6 +291,27 @@ def _groups_of(cuts: Cuts, path: tuple[int, ...]) -> dict[int, list[int]]:
         if path and cut[: len(path)] == path:
             found.setdefault(cut[len(path)] if len(cut) > len(path) else END, []).append(token)
     return found
+
+
+def _mirror_label(masses: dict[int, Tensor], goes_on: Tensor | None) -> dict[int, Tensor]:
+    """What the teacher's first row says of its tokens that begin with the pieces of a node; empty for nothing.
+
+    Args:
+        masses: of these tokens, by group.
+        goes_on: how likely the student's token goes on from the same root after the teacher's; None where it cannot,
+            or where that is not known.
+    """
+    whole = sum(masses.values())
+    if not whole > 0:
+        return {}
+    label = {piece: mass / whole for piece, mass in masses.items()}
+    if goes_on is not None:  # the label is of the texts where it does not
+        stays = 1 - label[END] * goes_on
+        if not stays > 0:
+            return {}
+        label = {piece: mass / stays for piece, mass in label.items() if piece != END}
+        label[END] = (1 - sum(label.values(), start=whole * 0)).clamp(min=0)
+    return label
 
 
 def _merged(masses: dict[int, Tensor], own: int, other: int) -> dict[int, Tensor]:

@@ -151,7 +151,6 @@ class _Nodes:
         group_visit: int64 [G], the visit of every group.
         group_starts: int64 [n + 1] on the host.
         ends: int64 [n], the group END of each.
-        counts: bool [G], whether a group may count: all but END where it is left out.
         is_end: bool [G].
         is_text: bool [n].
     """
@@ -163,15 +162,11 @@ class _Nodes:
         listed = (visits.members, visits.children, visits.swaps)
         self.members, self.children, self.swaps = (self._entries(e, device) for e in listed)
         self.group_starts = visits.group_starts
-        counts = np.ones(int(visits.group_starts[-1]), bool)
-        counts[visits.group_starts[:-1][visits.is_closed]] = False
         group_visit = np.repeat(np.arange(self.n), np.diff(visits.group_starts))
-        is_end = np.zeros(len(counts), bool)
+        is_end = np.zeros(int(visits.group_starts[-1]), bool)
         is_end[visits.group_starts[:-1]] = True
-        arrays = (group_visit, counts, is_end, visits.group_starts[:-1].copy(), visits.is_text)
-        self.group_visit, self.counts, self.is_end, self.ends, self.is_text = (
-            torch.from_numpy(x).to(device) for x in arrays
-        )
+        arrays = (group_visit, is_end, visits.group_starts[:-1].copy(), visits.is_text)
+        self.group_visit, self.is_end, self.ends, self.is_text = (torch.from_numpy(x).to(device) for x in arrays)
 
     def _entries(self, entries: Entries, device: torch.device) -> _Listed:
         return _Listed(entries.visit, self.n, device, token=entries.token, group=entries.group)
@@ -186,7 +181,7 @@ class _Block:
         first, last = int(nodes.group_starts[at.start]), int(nodes.group_starts[at.stop])
         self.n_groups = last - first
         self.chunk = nodes.by_chunk.owner[at] - chunks.start
-        self.group_visit, self.counts = nodes.group_visit[first:last] - at.start, nodes.counts[first:last]
+        self.group_visit = nodes.group_visit[first:last] - at.start
         self.is_end, self.ends = nodes.is_end[first:last], nodes.ends[at] - first
         self.child_at = nodes.children.slice_of(at.start, at.stop)
         self.child_visit = nodes.children.owner[self.child_at] - at.start
@@ -235,7 +230,7 @@ def _node_kl(label: Tensor, mass: Tensor, block: _Block) -> _NodeKL:
         mass: [G], at least 0, the student's.
         block: the visits.
     """
-    alive = block.counts & (mass > 0)
+    alive = mass > 0
     label, mass = torch.where(alive, label, 0), torch.where(alive, mass, 0)
     of_label, of_mass = block.by_visit(label), block.by_visit(mass)
     learns = of_label > 0
@@ -291,10 +286,9 @@ class _PathPass:
         self.first_s, self.first_t = (torch.from_numpy(x).to(device) for x in (found.first_s, found.first_t))
         self.student, self.teacher = (_Nodes(v, n_chunks, device) for v in (found.student, found.teacher))
         self.later = self.teacher.rows
-        swaps, shares = found.root_swaps, found.shares
+        swaps = found.root_swaps
         self.root_swaps = _Listed(swaps.chunk, n_chunks, device, token=swaps.token)
         self.root_members = _Listed(swaps.swap, len(swaps.chunk), device, token=swaps.member)
-        self.shares = _Listed(shares.visit, self.student.n, device, token=shares.token, is_exact=shares.is_exact)
         self.stays = torch.from_numpy(found.stays).to(device)
         self.ended_s, self.ended_t = (_Ended(*pair, n_chunks, device) for pair in (found.ended_s, found.ended_t))
 
@@ -314,7 +308,7 @@ class _PathPass:
         student.log_probs[touched, 0] = torch.where(is_alive, student.log_probs[touched, 0], NEG_INF)
         probs_t, tail, total = _teacher_probs(teacher, *self.ended_s.at(at), self.teacher_vocab_size, scratch)
         own, others = _Block(self.student, at), _Block(self.teacher, at)
-        label = self._label(own, probs_t)
+        label = self._label(own)
         inside = own.at_first_rows(student.probs)
         mass = own.by_group(inside, own.member_group)
         forward = _node_kl(label, mass, own)
@@ -362,16 +356,9 @@ class _PathPass:
         _add_at(direct, chunk[swap], member, by_member * found.on_class[swap])
         return direct.new_zeros(len(direct)).index_add_(0, chunk, found.values.to(direct.dtype))
 
-    def _label(self, own: _Block, probs_t: Tensor) -> Tensor:
-        """[G], what the teacher says of the student's tokens: alpha times its distribution after the pieces so far."""
-        entries = self.shares.slice_of(own.visits.start, own.visits.stop)
-        visit = self.shares.owner[entries] - own.visits.start
-        p = _wide(probs_t[own.chunk[visit], self.shares.numbers["token"][entries]])
-        begins, exact = (p.new_zeros(own.n) for _ in range(2))
-        begins.index_add_(0, visit, p)
-        exact.index_add_(0, visit, torch.where(self.shares.numbers["is_exact"][entries], p, 0))
-        alpha = torch.where(begins > 0, exact / torch.where(begins > 0, begins, 1), 1)
-        label = own.by_group(self._said[own.child_at] * alpha[own.child_visit], own.child_group)
+    def _label(self, own: _Block) -> Tensor:
+        """[G], what the teacher says of the student's tokens: its distribution after the pieces so far."""
+        label = own.by_group(self._said[own.child_at], own.child_group)
         label[own.ends] = (1 - own.by_visit(label)).clamp_(min=0)
         return label
 
@@ -383,7 +370,8 @@ class _PathPass:
         # Where the student might have gone on from the same root, the label is of the texts where it did not.
         stays = self.stays[others.visits]
         known = stays >= 0
-        chance = torch.where(known, _taken(label_s[own.ends], stays - own.visits.start), 1)
+        goes_on = 1 - _taken(label_s[own.ends], stays - own.visits.start)
+        chance = torch.where(known, 1 - label[others.ends] * goes_on, 1)
         label = label / torch.where(chance > 0, chance, 1)[others.group_visit]
         goes_on = others.by_visit(label.index_fill(0, others.ends, 0))
         label[others.ends] = torch.where(known, (1 - goes_on).clamp_(min=0), label[others.ends])
@@ -397,8 +385,7 @@ class _PathPass:
         found = _node_kl(label, mass, others)
         swaps = _Swaps.of(self._swapped_in[others.swap_at], mass[others.swap_group])
         on_group = others.by_group(swaps.on_class, others.swap_group) - found.pull
-        on_rest = torch.where(others.counts[others.ends], found.whole, 0) + on_group[others.ends]
-        self._on_rest[others.visits] = on_rest
+        self._on_rest[others.visits] = found.whole + on_group[others.ends]
         on_children = going_on * (found.whole[others.child_visit] + on_group[others.child_group])
         self._on_children[others.child_at] = on_children
         self._on_swapped_in[others.swap_at] = -swaps.counts

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xtoken.losses.index import ChunkIndex
 from xtoken.projection.tries import END, NO_NODE, NO_ROOT, PathTries, Trie
 
-__all__ = ["Entries", "PathPlan", "RootSwaps", "Shares", "Visits", "plan_paths"]
+__all__ = ["Entries", "PathPlan", "RootSwaps", "Visits", "plan_paths"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -46,7 +46,6 @@ class Visits:
         chunk: int64 [n], rising.
         row: int64 [n], the other side's row that says how the path goes on; no row twice.
         group_starts: int64 [n + 1], groups of each visit; its first group is END.
-        is_closed: bool [n], whether END is left out.
         is_text: bool [n], whether it is no node at all: a student token that only the text tells of. Its groups are END
             and the token.
         members: tokens of the trie's side that reach the node, to be read at the chunk's first row.
@@ -58,7 +57,6 @@ class Visits:
     chunk: Ints
     row: Ints
     group_starts: Ints
-    is_closed: Bools
     is_text: Bools
     members: Entries
     children: Entries
@@ -66,23 +64,8 @@ class Visits:
 
 
 @dataclass(frozen=True)
-class Shares:
-    """For visits of depth 1 to the student's trie: the teacher's tokens that begin like the chunk's first one.
-
-    Attributes:
-        visit: int64 [n], a visit to the student's trie, rising.
-        token: int64 [n], teacher tokens, to be read at the chunk's first row.
-        is_exact: bool [n], whether it is that token itself.
-    """
-
-    visit: Ints
-    token: Ints
-    is_exact: Bools
-
-
-@dataclass(frozen=True)
 class RootSwaps:
-    """Chunks whose student token is not what its teacher's token was credited to, and is reached by no node.
+    """Chunks whose student token is not what its teacher's token was credited to, or not that alone, and has no node.
 
     Attributes:
         chunk: int64 [n], rising.
@@ -106,9 +89,8 @@ class PathPlan:
         student: visits of the student's first tokens to their trie; their rows are the teacher's.
         teacher: visits of the teacher's first tokens to theirs; their rows are the student's.
         root_swaps: see `RootSwaps`.
-        shares: see `Shares`.
-        stays: int64 [n], for each visit to the teacher's trie the visit to the student's whose END says how likely the
-            student's token stopped at this root; -1 where none does.
+        stays: int64 [n], for each visit to the teacher's trie the visit to the student's at the same root, which says
+            how likely the student's token stopped there; -1 where none does.
         ended_s: for each chunk the teacher's ids that would have continued the previous student token, as [n] chunks
             (rising) and [n] ids; to be taken out of its first row.
         ended_t: the student's ids that would have continued the previous teacher token.
@@ -119,7 +101,6 @@ class PathPlan:
     student: Visits
     teacher: Visits
     root_swaps: RootSwaps
-    shares: Shares
     stays: Ints
     ended_s: tuple[Ints, Ints]
     ended_t: tuple[Ints, Ints]
@@ -209,8 +190,6 @@ def plan_paths(tries: PathTries, index: ChunkIndex) -> PathPlan:
     is_next[:-1] &= teacher.row_after[:-1] == teacher.first_row[1:]
     forward = _walk(tries.student, student.first, teacher, is_next)
     mirror = _walk(tries.teacher, teacher.first, student, is_next)
-    # Asked only which of a node's pieces comes next, a text where none of them does answers nothing.
-    mirror = mirror.at(~(_may_be_longer(tries, student.first, teacher.first, mirror) & mirror.differs))
 
     listed_s, listed_t = _listed(tries.student, forward), _listed(tries.teacher, mirror, joins_end=True)
     begins = student.starts[:-1]
@@ -218,13 +197,11 @@ def plan_paths(tries: PathTries, index: ChunkIndex) -> PathPlan:
     visits_s = listed_s.visits(
         forward.chunk,
         forward.row,
-        np.zeros(len(forward.chunk), bool),
         (swapped, student.ids[begins[forward.chunk[swapped]]], forward.other[swapped]),
     )
     swapped = np.flatnonzero(mirror.differs & ~mirror.is_last)
     swaps = swapped, student.ids[begins[mirror.chunk[swapped]] + mirror.depth[swapped]], mirror.own[swapped]
-    is_closed = _may_be_longer(tries, student.first, teacher.first, mirror)
-    visits_t, place = _with_text(listed_t.visits(mirror.chunk, mirror.row, is_closed, swaps), student, mirror)
+    visits_t, place = _with_text(listed_t.visits(mirror.chunk, mirror.row, swaps), student, mirror)
     stays = np.full(len(visits_t.chunk), -1)
     stays[place[: len(mirror.chunk)]] = _stays(forward, mirror, (student.lengths == 1) & (teacher.lengths == 1))
     return PathPlan(
@@ -232,8 +209,7 @@ def plan_paths(tries: PathTries, index: ChunkIndex) -> PathPlan:
         teacher.first_row,
         visits_s,
         visits_t,
-        _root_swaps(tries, student, teacher, forward),
-        _shares(tries.teacher, teacher.first, forward),
+        _root_swaps(tries, student, teacher),
         stays,
         _continuations(tries.student, student, teacher.first, is_next),
         _ended(listed_t, mirror, is_next),
@@ -287,12 +263,12 @@ class _Listing:
     members: tuple[Ints, Ints, Ints]
     children: tuple[Ints, Ints, Ints]
 
-    def visits(self, chunk: Ints, row: Ints, is_closed: Bools, swaps: tuple[Ints, Ints, Ints]) -> Visits:
+    def visits(self, chunk: Ints, row: Ints, swaps: tuple[Ints, Ints, Ints]) -> Visits:
         starts = np.concatenate([[0], np.cumsum(self.n_groups)])
         entries = (
             Entries(visit, token, starts[visit] + group) for visit, token, group in (self.members, self.children, swaps)
         )
-        return Visits(chunk, row, starts, is_closed, np.zeros(len(chunk), bool), *entries)
+        return Visits(chunk, row, starts, np.zeros(len(chunk), bool), *entries)
 
 
 def _listed(trie: Trie, walk: _Walk, joins_end: bool = False) -> _Listing:
@@ -344,7 +320,6 @@ def _with_text(visits: Visits, student: _Side, walk: _Walk) -> tuple[Visits, Int
         chunk[order],
         row[order],
         starts,
-        np.concatenate([visits.is_closed, np.zeros(n_text, bool)])[order],
         np.concatenate([visits.is_text, np.ones(n_text, bool)])[order],
         moved(visits.members),
         moved(visits.children, also=True),
@@ -353,49 +328,22 @@ def _with_text(visits: Visits, student: _Side, walk: _Walk) -> tuple[Visits, Int
     return found, place
 
 
-def _may_be_longer(tries: PathTries, first_s: Ints, first_t: Ints, walk: _Walk) -> Bools:
-    """Visits of a longer teacher token whose first piece begins longer student tokens as well.
-
-    Had the teacher written the short token, the student might have gone on from it: how likely that was is read off
-    the row after the short token, which is not there. Whether the teacher goes on is then not asked, only how.
-    """
-    at = np.flatnonzero((walk.depth == 1) & (np.diff(tries.teacher.piece_starts)[first_t[walk.chunk]] > 1))
-    node = tries.student.node_of(first_s[walk.chunk[at]])
-    found = np.zeros(len(walk.chunk), bool)
-    found[at[node != NO_NODE]] = tries.student.branches[node[node != NO_NODE]]
-    return found
-
-
-def _root_swaps(tries: PathTries, student: _Side, teacher: _Side, forward: _Walk) -> RootSwaps:
-    """Where no node tells of the student's token, and it is neither its root nor the only one of its pieces."""
+def _root_swaps(tries: PathTries, student: _Side, teacher: _Side) -> RootSwaps:
+    """Where the teacher's first token is not the first piece of the student's."""
     first_s, first_t = student.first, teacher.first
-    lengths = np.diff(tries.student.piece_starts)[first_s]
-    agrees = tries.student_roots[first_s] == tries.teacher_roots[first_t]
-    begins_so = _first_piece(tries.teacher, first_t) == first_s
-    is_resolved = np.where(agrees & (lengths == 1), begins_so, _first_piece(tries.student, first_s) == first_t)
-    is_resolved[forward.chunk] = True
-    chunk = np.flatnonzero(~is_resolved)
+    is_swapped = _first_piece(tries.student, first_s) != first_t
     members, starts = tries.students_by_root
-    root = tries.teacher_roots[first_t[chunk]] - NO_ROOT
-    swap, at = _ranges(starts[root], starts[root + 1])
+    root = tries.teacher_roots[first_t] - NO_ROOT
+    # In place of a class of its own a token changes nothing.
+    is_swapped &= (tries.student_roots[first_s] - NO_ROOT != root) | (starts[root + 1] - starts[root] > 1)
+    chunk = np.flatnonzero(is_swapped)
+    swap, at = _ranges(starts[root[chunk]], starts[root[chunk] + 1])
     return RootSwaps(chunk, student.ids[student.starts[chunk]], swap, members[at])
 
 
 def _first_piece(trie: Trie, tokens: Ints) -> Ints:
     begin, end = trie.piece_starts[tokens], trie.piece_starts[tokens + 1]
     return np.where(end > begin, trie.pieces[np.minimum(begin, len(trie.pieces) - 1)], -1)
-
-
-def _shares(trie: Trie, first: Ints, walk: _Walk) -> Shares:
-    """The teacher's tokens that begin like the chunk's first, where that is a common token and not the only one."""
-    visit = np.flatnonzero(walk.depth == 1)
-    token = first[walk.chunk[visit]]
-    is_common = np.diff(trie.piece_starts)[token] == 1
-    visit, token = visit[is_common], token[is_common]
-    node = trie.node_of(token)
-    visit, node = visit[node != NO_NODE], node[node != NO_NODE]
-    owner, at = _ranges(trie.member_starts[node], trie.member_starts[node + 1])
-    return Shares(visit[owner], trie.members[at], trie.member_groups[at] == END)
 
 
 def _stays(forward: _Walk, mirror: _Walk, is_one_to_one: Bools) -> Ints:
