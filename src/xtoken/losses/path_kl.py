@@ -168,6 +168,10 @@ class _Reference:
         if self.tau[chunk.student[0]][:1] != (chunk.teacher[0],):
             credited = [i for i, r in enumerate(self.roots_s) if r == self.roots_t[chunk.teacher[0]]]
             texts = texts + _swap(q0[chunk.student_ids[0]], q0[credited].sum())
+        alike = [i for i, cut in enumerate(self.tau) if cut == tuple(chunk.teacher)]
+        is_wrong = any(visit.own != visit.other for visit in forward)
+        if chunk.student_ids[0] in alike and len(alike) > 1 and not is_wrong:
+            texts = texts + _swap(q0[chunk.student_ids[0]], q0[alike].sum())
         for visit in mirror:
             mass = {piece: self.q_of(visit.row, piece) for piece in visit.groups if piece != END}
             mass[END] = 1 - sum(mass.values())

@@ -29,11 +29,14 @@ from xtoken.projection.artifact import Kind, damaged, load_artifact, save_artifa
 from xtoken.projection.build import ids_by_event, row_fates
 from xtoken.tokens import Vocabulary
 
-__all__ = ["END", "NO_NODE", "NO_ROOT", "PathTries", "Trie", "build_tries", "tries_from_pieces"]
+__all__ = ["END", "NO_NODE", "NO_ROOT", "TRIE_RULES", "PathTries", "Trie", "build_tries", "tries_from_pieces"]
 
 Ints = NDArray[np.int64]
 
 KIND = Kind("xtoken-tries", 1, "tries", "delete it; a run builds them anew")
+
+# Raised when other tries come of the same cuts, so that old ones are not taken from a cache.
+TRIE_RULES = 1
 
 NO_NODE = -1
 NO_ROOT = -1

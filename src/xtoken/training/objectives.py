@@ -27,6 +27,7 @@ from xtoken.projection import (
     strict_partition,
 )
 from xtoken.projection.build import DECAY, MAX_PIECES, RULES
+from xtoken.projection.tries import TRIE_RULES
 from xtoken.teachers.online import DistillationLoss
 from xtoken.tokens import Vocabulary
 
@@ -133,7 +134,7 @@ def projection_for(student: Vocabulary, teacher: Vocabulary, cache: Path | None)
 
 def tries_for(student: Vocabulary, teacher: Vocabulary, cache: Path | None) -> PathTries:
     """The tries of a pair of tokenizers, likewise."""
-    return _kept("the tries", "tries", str(RULES), PathTries.load, build_tries)(student, teacher, cache)
+    return _kept("the tries", "tries", f"{RULES} {TRIE_RULES}", PathTries.load, build_tries)(student, teacher, cache)
 
 
 class _Artifact(Protocol):

@@ -65,13 +65,13 @@ class Visits:
 
 @dataclass(frozen=True)
 class RootSwaps:
-    """Chunks whose student token is not what its teacher's token was credited to, or not that alone, and has no node.
+    """Chunks whose student token takes the place of a whole root, or of all tokens that are cut as it is.
 
     Attributes:
         chunk: int64 [n], rising.
         token: int64 [n], the student's.
         swap: int64 [m], rising, the swap that each member belongs to.
-        member: int64 [m], the student's tokens that have the root of the teacher's token, of every swap.
+        member: int64 [m], the student's tokens of that class, of every swap.
     """
 
     chunk: Ints
@@ -209,7 +209,7 @@ def plan_paths(tries: PathTries, index: ChunkIndex) -> PathPlan:
         teacher.first_row,
         visits_s,
         visits_t,
-        _root_swaps(tries, student, teacher),
+        _root_swaps(tries, student, teacher, forward),
         stays,
         _continuations(tries.student, student, teacher.first, is_next),
         _ended(listed_t, mirror, is_next),
@@ -328,8 +328,8 @@ def _with_text(visits: Visits, student: _Side, walk: _Walk) -> tuple[Visits, Int
     return found, place
 
 
-def _root_swaps(tries: PathTries, student: _Side, teacher: _Side) -> RootSwaps:
-    """Where the teacher's first token is not the first piece of the student's."""
+def _root_swaps(tries: PathTries, student: _Side, teacher: _Side, forward: _Walk) -> RootSwaps:
+    """Where the teacher's token is not the first piece of the student's, or several tokens have all its pieces."""
     first_s, first_t = student.first, teacher.first
     is_swapped = _first_piece(tries.student, first_s) != first_t
     members, starts = tries.students_by_root
@@ -338,7 +338,35 @@ def _root_swaps(tries: PathTries, student: _Side, teacher: _Side) -> RootSwaps:
     is_swapped &= (tries.student_roots[first_s] - NO_ROOT != root) | (starts[root + 1] - starts[root] > 1)
     chunk = np.flatnonzero(is_swapped)
     swap, at = _ranges(starts[root[chunk]], starts[root[chunk] + 1])
-    return RootSwaps(chunk, student.ids[student.starts[chunk]], swap, members[at])
+    alike, of_alike, member = _cut_alike(tries.student, student, teacher, forward)
+    chunk, order = np.concatenate([chunk, alike]), np.argsort(np.concatenate([chunk, alike]), kind="stable")
+    place = np.argsort(order, kind="stable")
+    swap = place[np.concatenate([swap, of_alike + int(is_swapped.sum())])]
+    by_swap = np.argsort(swap, kind="stable")
+    member = np.concatenate([members[at], member])[by_swap]
+    return RootSwaps(chunk[order], student.ids[student.starts[chunk[order]]], swap[by_swap], member)
+
+
+def _cut_alike(trie: Trie, student: _Side, teacher: _Side, forward: _Walk) -> tuple[Ints, Ints, Ints]:
+    """Chunks whose student token is all of their teacher's tokens, as other student tokens are, and all of these.
+
+    Byte-fallback pieces, or letters that the teacher does not tell apart. By the place of their chunk.
+    """
+    node = trie.node_of(student.first)
+    is_whole = (node != NO_NODE) & (np.diff(trie.piece_starts)[student.first] == teacher.lengths)
+    is_whole[forward.chunk[forward.differs]] = False
+    chunk = np.flatnonzero(is_whole)
+    owner, at = _ranges(teacher.starts[chunk], teacher.starts[chunk + 1])
+    piece = trie.pieces[trie.piece_starts[student.first[chunk]][owner] + at - teacher.starts[chunk][owner]]
+    is_cut_so = np.ones(len(chunk), bool)
+    is_cut_so[owner[piece != teacher.tokens[at]]] = False
+    chunk = chunk[is_cut_so]
+    owner, at = _ranges(trie.member_starts[node[chunk]], trie.member_starts[node[chunk] + 1])
+    stops = trie.member_groups[at] == END
+    owner, member = owner[stops], trie.members[at[stops]]
+    several = np.bincount(owner, minlength=len(chunk)) > 1
+    kept = several[owner]
+    return chunk[several], (np.cumsum(several) - 1)[owner[kept]], member[kept]
 
 
 def _first_piece(trie: Trie, tokens: Ints) -> Ints:
