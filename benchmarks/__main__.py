@@ -1,6 +1,6 @@
 """Runs all benchmarks, each in a process of its own, prints one table and writes benchmarks/results.csv.
 
-    python -m benchmarks [NAME ...]       names: alignment projection losses step hidden; all by default
+    python -m benchmarks [NAME ...]       names: alignment projection losses path_cost step hidden; all by default
 
 Ends with 1 if a figure is past its limit. With names, results.csv is left alone.
 """
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.common import Figure
 
-SUITE = ("alignment", "projection", "losses", "step", "hidden")
+SUITE = ("alignment", "projection", "losses", "path_cost", "step", "hidden")
 RESULTS = Path(__file__).with_name("results.csv")
 COLUMNS = ("figure", "value", "limit", "pass", "machine", "versions", "date")
 

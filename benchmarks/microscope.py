@@ -21,6 +21,7 @@ which take some minutes: whether what is left of a method's KL is noise or bias.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -336,6 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--long", action="store_true", help="more steps as well: minutes")
     parser.add_argument("--figure", type=Path, help="write the table as an SVG figure")
     asked = parser.parse_args(arguments)
+    if asked.figure is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("a figure needs matplotlib: pip install '.[figures]'")
     packing, splitting = number_worlds()
     if asked.json:
         print(json.dumps(study(packing)))
@@ -365,7 +368,7 @@ def _table(columns: dict[str, dict[str, float]]) -> str:
 def draw(columns: dict[str, dict[str, float]], path: Path) -> None:
     """One panel a world, a dot a method, on a logarithmic axis."""
     import matplotlib as mpl
-    from matplotlib import pyplot as plt
+    import matplotlib.pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "xtoken"  # the same figure gives the same file
     worlds = ("packing", "splitting", f"letters {LETTER_SEEDS[0]}")
