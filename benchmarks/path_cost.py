@@ -32,7 +32,7 @@ from xtoken.tokens import Vocabulary
 __all__ = ["figures"]
 
 _TOKENS, _HIDDEN = 513, 576
-_TURNS, _HIDDEN_TURNS = 7, 3
+_TURNS, _HIDDEN_TURNS = 9, 3
 _TIME, _SECONDS, _MEGABYTES, _MEMORY = 1.5, 5.0, 100.0, 1.25
 
 _TEXTS: dict[str, Callable[[], str]] = {

@@ -425,7 +425,9 @@ def _root_kl(roots: SplitRoots, student: Rows, probs_t: Tensor, tail: Tensor | N
     moved.mul_(roots.is_alone)
     aside = None if tail is None else torch.where(moved == 0, roots.is_alone, 0)
     moved.mul_(torch.gt(log_q, NEG_INF, out=scratch.take("alive", k, v_s, dtype=torch.bool)))
-    own = torch.xlogy(moved, moved, out=scratch.take("own", k, v_s)).sum(dim=1)
+    # p log p without xlogy, which takes a CPU four times as long; at the smallest number it is 0 as good as at 0.
+    own = torch.clamp(moved, min=torch.finfo(moved.dtype).tiny, out=scratch.take("own", k, v_s))
+    own = own.log_().mul_(moved).sum(dim=1)
     cross = log_q.nan_to_num_(nan=_NAN, posinf=_INF, neginf=0.0).mul_(moved).sum(dim=1)
     reached = moved.sum(dim=1) + a.sum(dim=0).to(moved.dtype)
     own = own + torch.xlogy(a, a).sum(dim=0).to(moved.dtype)
