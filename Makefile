@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## Audit a pair, train a student three ways, print the table (under 4 minutes)
+demo: $(STAMP) ## Audit a pair, train a student four ways, print the table (under 4 minutes)
 	@$(BIN)/xtoken demo
 
 test: $(STAMP) ## Run the whole test suite

@@ -144,9 +144,10 @@ class DataConfig(_Section):
 class LossConfig(_Section):
     """How cross-entropy and the teachers' losses become one number."""
 
-    kd_weight: Literal["dynamic"] | NonNegative = Field(
-        default="dynamic",
-        description="The weight of the teachers' sum; dynamic scales it to the cross-entropy.",
+    kd_weight: Literal["auto", "dynamic"] | NonNegative = Field(
+        default="auto",
+        description="The weight of the teachers' sum; dynamic scales it to the cross-entropy. auto is 1 where every "
+        "teacher teaches by path-kl, whose nats are the cross-entropy's own, and dynamic elsewhere.",
     )
     ce_weight: NonNegative = Field(default=1.0, description="The weight of the cross-entropy.")
 
@@ -208,7 +209,7 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _settings_have_effect(self) -> RunConfig:
-        if not self.teachers and self.loss.kd_weight != "dynamic":
+        if not self.teachers and self.loss.kd_weight != "auto":
             raise ValueError("loss.kd_weight has no effect without teachers")
         if not self.teachers and self.data.alignment != "bytes":
             raise ValueError("data.alignment has no effect without teachers")

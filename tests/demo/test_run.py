@@ -18,7 +18,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_results_are_returned_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = run_demo(tmp_path / "out", BRIEF)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
-    assert tuple(row["method"] for row in results) == METHODS == ("ce", "gold", "p-kl")
+    assert tuple(row["method"] for row in results) == METHODS == ("ce", "gold", "p-kl", "path-kl")
     for row in results:
         assert set(row) == {"method", "bits_per_byte", "accuracy", "seconds"}
         assert set(row["bits_per_byte"]) == {"all", "numerals"}

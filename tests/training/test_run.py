@@ -33,6 +33,7 @@ from xtoken.errors import XTokenError
 from xtoken.training import LoadedModel, distil, models, run
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import StopRequest, stop_on_interrupt
+from xtoken.training.participants import gather
 
 TEXTS = tiny.documents(60)
 
@@ -68,6 +69,26 @@ def test_the_student_learns_the_text_and_the_teacher() -> None:
     kd_only = in_memory(settings(optim={"steps": 60}, loss={"kd_weight": 1.0, "ce_weight": 0.0}))
     assert kd_only.log[-1]["kd"] < 0.3 * kd_only.log[0]["kd"]
     assert (result.steps, result.interrupted, result.folder, result.checkpoint) == (60, False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "weight"),
+    [(["path-kl"], 1.0), (["p-kl"], "dynamic"), (["path-kl", "p-kl"], "dynamic"), ([], "auto")],
+)
+def test_path_kl_is_weighed_as_it_is_and_others_dynamically(teachers: list[str], weight: float | str) -> None:
+    config = parse_config({"teachers": [{"loss": loss} for loss in teachers]})
+    found = gather(config, tiny.student(), [tiny.teacher() for _ in teachers], None)
+    assert found.config.loss.kd_weight == weight
+
+
+def test_path_kl_teaches_and_logs_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XTOKEN_CACHE", str(tmp_path / "cache"))
+    config = settings(optim={"steps": 60}, teachers=[{"loss": "path-kl"}], loss={"ce_weight": 0.0})
+    result = in_memory(config)
+    assert result.log[-1]["kd"] < 0.3 * result.log[0]["kd"]
+    assert any("node_kl" in key for key in result.log[-1])
+    assert len(list((tmp_path / "cache" / "tries").iterdir())) == 1
+    assert in_memory(config).log[-1]["kd"] == result.log[-1]["kd"]  # from the cached tries
 
 
 def test_both_losses_fall_with_the_defaults_and_a_teacher_that_knows_the_text() -> None:
@@ -334,6 +355,8 @@ def test_the_context_is_what_the_models_take() -> None:
         ({"loss": "gold", "top_k": 5}, "top_k has no effect on the loss 'gold'"),
         ({"loss": "p-kl", "ranks": 5}, r"ranks has no effect on the loss 'p-kl' .* it belongs to gold, h-kl, uld"),
         ({"loss": "same"}, "loss 'same' needs one tokenizer for both"),
+        ({"loss": "path-kl", "merge": "chain"}, r"merge has no effect on the loss 'path-kl' .* every token of a chunk"),
+        ({"loss": "path-kl", "top_k": 5}, "top_k has no effect on the loss 'path-kl'"),
     ],
 )
 def test_a_setting_that_does_not_fit_the_loss_is_refused(teacher: dict[str, Any], message: str) -> None:

@@ -76,7 +76,7 @@ def gradients(folder: Path, micro: int, teachers: list[OnlineTeacher], texts: li
     return kept.found, trainer.state.log_history[0]
 
 
-@pytest.mark.parametrize("loss", ["p-kl", "gold"])
+@pytest.mark.parametrize("loss", ["p-kl", "gold", "path-kl"])
 def test_gradients_do_not_depend_on_how_a_batch_is_cut_up(tmp_path: Path, loss: str) -> None:
     whole, log_whole = gradients(tmp_path, 4, [online(loss)], kd_weight=0.7)
     for micro in (2, 1):

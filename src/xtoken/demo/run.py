@@ -1,10 +1,10 @@
-"""The demo: one small pair, three trainings, one table.
+"""The demo: one small pair, four trainings, one table.
 
 The teacher splits digits one by one and was trained on clean problems; the student packs them by threes and reads text
 half of whose answers are wrong. It is trained from the same start, on the same text, for the same steps, by
-cross-entropy alone, by GOLD and by P-KL, through the library's own trainer and with the same settings. It shows the
-harm GOLD does to numerals, which every seed and every earlier text showed; one seed does not show which of the other
-two comes first.
+cross-entropy alone, by GOLD, by P-KL and by path-KL, through the library's own trainer and with the same settings. It
+shows the harm GOLD does to numerals, which every seed and every earlier text showed; one seed does not show which of
+the others comes first.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from xtoken.files import write_whole
 
 __all__ = ["METHODS", "Settings", "run_demo"]
 
-METHODS = ("ce", "gold", "p-kl")
+METHODS = ("ce", "gold", "p-kl", "path-kl")
 _NOTE = (
     "One seed. Lower bits per byte is better. GOLD pushes down every two- and three-digit number, whatever the seed; "
-    "the order of the other two changes from seed to seed."
+    "the order of the others changes from seed to seed."
 )
-_LABELS = {"ce": "cross-entropy alone", "gold": "GOLD", "p-kl": "P-KL"}
+_LABELS = {"ce": "cross-entropy alone", "gold": "GOLD", "p-kl": "P-KL", "path-kl": "path-KL"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all three trainings share.
+    """What all trainings share.
 
     Attributes:
         steps, batch_size: optimizer steps, and documents in each; none is seen twice.
@@ -59,7 +59,7 @@ TRAINING_TEXT_SEED, HELD_OUT_SEED = 1, 2
 
 
 def run_demo(out: Path | None = None, settings: Settings | None = None) -> list[dict[str, Any]]:
-    """Audits the pair, trains the student three ways, and prints one table.
+    """Audits the pair, trains the student four ways, and prints one table.
 
     Args:
         out: a folder for `results.json`, made where it is missing; None writes nothing.

@@ -185,13 +185,14 @@ class _Run:
         from xtoken.training.trainer import XTokenTrainer
 
         config, student = self.participants.config, self.participants.student
+        weight = config.loss.kd_weight
         return XTokenTrainer(
             student.model,
             [teacher.online() for teacher in self.participants.teachers],
             trainer_arguments(config, folder, saves=self.folder is not None, quiet=self.quiet),
             self.data,
             student_vocab_size=student.vocabulary.size,
-            kd_weight=config.loss.kd_weight,
+            kd_weight="dynamic" if weight == "auto" else weight,  # `auto` is left where there is no teacher to weigh
             ce_weight=config.loss.ce_weight,
             callbacks=[stop, CheckpointFiles(list(student.tokenizer_files))],
         )
