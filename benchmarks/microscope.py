@@ -23,8 +23,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -41,7 +44,7 @@ from xtoken.projection import build_projection, build_tries, relaxed_partition, 
 from xtoken.teachers import LogitSignal
 from xtoken.tokens import Vocabulary
 
-__all__ = ["METHODS", "Study", "World", "letters", "numbers", "study"]
+__all__ = ["METHODS", "Study", "World", "letters", "numbers", "study", "world_of"]
 
 Ints = NDArray[np.int64]
 
@@ -303,12 +306,6 @@ def _total(loss: Callable[..., object]) -> Callable[[Tensor, LogitSignal, ChunkI
     return lambda logits, signal, index: loss(logits, signal, index).total  # type: ignore[attr-defined,no-any-return]
 
 
-def study(world: World, methods: Sequence[str] = METHODS, steps: int = STEPS) -> dict[str, float]:
-    """Method to KL in nats a text."""
-    found = Study(world)
-    return {method: found.learn(method, steps) for method in methods}
-
-
 LETTER_SEEDS, LETTER_STEPS = (1, 2), 200
 LONGER = (4, 12)
 _LABELS = {
@@ -324,41 +321,68 @@ _LABELS = {
 }
 
 
-def number_worlds() -> tuple[World, World]:
-    """Numbers for a student that packs them, and for one that splits them."""
+def world_of(name: str) -> World:
+    """`packing`, `splitting` or `letters N`."""
+    if name.startswith("letters"):
+        return letters(int(name.split()[1]))
     packing, splitting, texts, probs = numbers()
-    one, other = (Vocabulary.from_tokenizer(tokenizer) for tokenizer in (packing, splitting))
-    return World(texts, probs, one, other), World(texts, probs, other, one)
+    sides = (packing, splitting) if name == "packing" else (splitting, packing)
+    one, other = (Vocabulary.from_tokenizer(tokenizer) for tokenizer in sides)
+    return World(texts, probs, one, other)
+
+
+def _learnt(task: tuple[str, str, int]) -> float:
+    """One cell: a world by name, a method, steps."""
+    torch.set_num_threads(1)
+    world, method, steps = task
+    return Study(world_of(world)).learn(method, steps)
+
+
+def study(columns: Mapping[str, tuple[str, Sequence[str], int]]) -> dict[str, dict[str, float]]:
+    """KL in nats a text, by column and method; cells run beside each other on all cores.
+
+    Args:
+        columns: by name the world, the methods and the steps.
+    """
+    cells = [(name, method) for name, (_, methods, _) in columns.items() for method in methods]
+    tasks = [(columns[name][0], method, columns[name][2]) for name, method in cells]
+    # Spawned and not forked: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        values = list(pool.map(_learnt, tasks))
+    found: dict[str, dict[str, float]] = {name: {} for name in columns}
+    for (name, method), value in zip(cells, values, strict=True):
+        found[name][method] = value
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one object, method to KL in nats (packing)")
     parser.add_argument("--long", action="store_true", help="more steps as well: minutes")
-    parser.add_argument("--figure", type=Path, help="write the table as an SVG figure")
+    parser.add_argument("--figure", type=Path, help="write an SVG figure of the table")
     asked = parser.parse_args(arguments)
     if asked.figure is not None and importlib.util.find_spec("matplotlib") is None:
         parser.error("a figure needs matplotlib: pip install '.[figures]'")
-    packing, splitting = number_worlds()
+    columns: dict[str, tuple[str, Sequence[str], int]] = {"packing": ("packing", METHODS, STEPS)}
     if asked.json:
-        print(json.dumps(study(packing)))
+        print(json.dumps(study(columns)["packing"]))
         return
-    begin = time.perf_counter()
-    columns = {"packing": study(packing), "splitting": study(splitting)}
-    columns |= {f"letters {seed}": study(letters(seed), steps=LETTER_STEPS) for seed in LETTER_SEEDS}
+    columns["splitting"] = ("splitting", METHODS, STEPS)
+    columns |= {f"letters {seed}": (f"letters {seed}", METHODS, LETTER_STEPS) for seed in LETTER_SEEDS}
     if asked.long:
-        for name, world in (("packing", packing), ("splitting", splitting)):
-            for times in LONGER:
-                columns[f"{name}, x {times}"] = study(world, ("cross-entropy", "path-kl", "oracle"), times * STEPS)
-    print(_table(columns))
+        few = ("cross-entropy", "path-kl", "oracle")
+        columns |= {f"{name}, x {n}": (name, few, n * STEPS) for name in ("packing", "splitting") for n in LONGER}
+    begin = time.perf_counter()
+    found = study(columns)
+    print(_table(found))
     print(f"{(time.perf_counter() - begin):.0f} s")
     if asked.figure is not None:
-        draw(columns, asked.figure)
+        draw(found, asked.figure)
 
 
 def _table(columns: dict[str, dict[str, float]]) -> str:
     """KL in nats a text, as a Markdown table."""
-    lines = [" | ".join(["method", *columns]), "|".join(["---"] * (1 + len(columns)))]
+    lines = [" | ".join(["method", *columns]), " | ".join(["---"] * (1 + len(columns)))]
     for method in METHODS:
         cells = [f"{found[method]:.4f}" if method in found else "" for found in columns.values()]
         lines.append(" | ".join([_LABELS[method], *cells]))

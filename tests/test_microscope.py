@@ -47,9 +47,7 @@ def test_these_come_nearer_to_the_truth(small_study: Study, method: str) -> None
 
 
 def test_json_is_one_object(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    worlds = (letters(1, longest=2), letters(2, longest=2))
-    monkeypatch.setattr(microscope, "number_worlds", lambda: worlds)
-    monkeypatch.setattr(microscope, "study", lambda world: dict.fromkeys(METHODS, 0.5))
+    monkeypatch.setattr(microscope, "study", lambda columns: {name: dict.fromkeys(METHODS, 0.5) for name in columns})
     microscope.main(["--json"])
     found = json.loads(capsys.readouterr().out)
     assert set(found) == set(METHODS)
