@@ -49,7 +49,7 @@ __all__ = ["METHODS", "Study", "World", "letters", "numbers", "study", "world_of
 Ints = NDArray[np.int64]
 
 CONTEXTS, NUMBERS = 240, 1000
-STEPS, BATCH, RATE = 400, 256, 0.1
+STEPS, BATCH, RATE = 400, 192, 0.1
 END_OF_TEXT = "\n"
 
 METHODS = ("cross-entropy", "uld", "gold", "h-kl", "p-kl-chain", "p-kl-mean", "p-kl-first", "path-kl", "oracle")
@@ -306,7 +306,7 @@ def _total(loss: Callable[..., object]) -> Callable[[Tensor, LogitSignal, ChunkI
     return lambda logits, signal, index: loss(logits, signal, index).total  # type: ignore[attr-defined,no-any-return]
 
 
-LETTER_SEEDS, LETTER_STEPS = (1, 2), 200
+LETTER_SEEDS, LETTER_STEPS = (1, 2), 150
 LONGER = (4, 12)
 _LABELS = {
     "cross-entropy": "cross-entropy",
