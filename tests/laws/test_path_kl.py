@@ -245,6 +245,22 @@ def test_mass_on_roots_without_a_student_token_is_left_out_and_told() -> None:
     assert term.metrics["uncovered_mass"].item() == pytest.approx(0.5, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("tau", "sigma"), [([[], []], [[], [], []]), ([[0, 1], []], [[], [], [0, 0]]), ([[0]], [[0], []])]
+)
+def test_vocabularies_with_next_to_nothing_in_common(tau: list[list[int]], sigma: list[list[int]]) -> None:
+    """No cut at all, cuts without a common token, and a single token."""
+    loss = PathKL(tries_from_pieces(tau, sigma, np.arange(len(tau)), np.arange(len(sigma))))
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, len(x), dtype=torch.float64, generator=generator) for x in (tau, sigma))
+    index = ChunkIndex.from_chunks([[1, 2, 1, 2], [2, 3, 2, 4]], [0, 0, len(tau) - 1, 0], [0, 0, 1, 0])
+    signal = LogitSignal(teacher, len(sigma))
+    term, slope = value_and_grad(loss, student, signal, index)
+    expected, expected_slope = value_and_grad(loss.reference, student, signal, index)
+    torch.testing.assert_close(term.total, expected.total, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(slope, expected_slope, rtol=1e-10, atol=1e-12)
+
+
 def test_a_long_text_is_planned_without_its_chunks_meeting_one_by_one() -> None:
     """The plan of a batch is the plans of its sequences, one after the other."""
     texts = ["0110$", "1$", "10010$"]

@@ -8,7 +8,7 @@ bytes; it has none where its first piece is no common token, or where it has no 
 of the student's first piece of it. So all student tokens of a root share one node, or are one token.
 
 Pieces are compared by what they spell, so ids of equal bytes are one piece. Law: a node's members are the members of
-its groups, each once. Memory: under 3 MB for Llama-3 x Qwen3. Source: METHOD 9 (docs/losses.md has the derivation).
+its groups, each once. Memory: 13 MB for Llama-3 x Qwen3. docs/losses.md has the derivation.
 """
 
 from __future__ import annotations
@@ -122,6 +122,14 @@ class Trie:
             node[on] = self.child(node[on], self.pieces[self.piece_starts[tokens[on]] + depth])
             found[on] = node[on] != NO_NODE
         return np.where(found, node, NO_NODE)
+
+    @cached_property
+    def first_pieces(self) -> Ints:
+        """int64 [A], the first piece of every token; -1 where it has none."""
+        begins, ends = self.piece_starts[:-1], self.piece_starts[1:]
+        found = np.full(len(begins), -1)
+        found[ends > begins] = self.pieces[begins[ends > begins]]
+        return found
 
     @cached_property
     def _child_groups(self) -> tuple[Ints, Ints]:
@@ -312,21 +320,13 @@ def _groups(node: Ints, token: Ints, following: Ints, n_nodes: int, spelling: In
 def _roots(one: Trie, other: Trie) -> tuple[Ints, Ints]:
     """The root of every token of either side, counted from 0 in the order of the teacher's ids."""
     v_t = other.n_tokens
-    first_s, first_t = _first_pieces(one), _first_pieces(other)
+    first_s, first_t = one.first_pieces, other.first_pieces
     is_common = np.zeros(v_t, bool)  # of the teacher's ids, one a spelling
     alone = np.flatnonzero(np.diff(one.piece_starts) == 1)
     is_common[first_s[alone]] = True
     number = np.where(is_common, np.cumsum(is_common) - 1, NO_ROOT)
     student = np.where(first_s >= 0, number[first_s], NO_ROOT)
     return student, np.where(first_t >= 0, student[first_t], NO_ROOT)
-
-
-def _first_pieces(trie: Trie) -> Ints:
-    """The first piece of every token, -1 where it has none."""
-    begins, ends = trie.piece_starts[:-1], trie.piece_starts[1:]
-    found = np.full(len(begins), -1)
-    found[ends > begins] = trie.pieces[begins[ends > begins]]
-    return found
 
 
 def _narrowed(array: Ints) -> NDArray[Any]:

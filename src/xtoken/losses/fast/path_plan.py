@@ -331,7 +331,7 @@ def _with_text(visits: Visits, student: _Side, walk: _Walk) -> tuple[Visits, Int
 def _root_swaps(tries: PathTries, student: _Side, teacher: _Side, forward: _Walk) -> RootSwaps:
     """Where the teacher's token is not the first piece of the student's, or several tokens have all its pieces."""
     first_s, first_t = student.first, teacher.first
-    is_swapped = _first_piece(tries.student, first_s) != first_t
+    is_swapped = tries.student.first_pieces[first_s] != first_t
     members, starts = tries.students_by_root
     root = tries.teacher_roots[first_t] - NO_ROOT
     # In place of a class of its own a token changes nothing.
@@ -367,11 +367,6 @@ def _cut_alike(trie: Trie, student: _Side, teacher: _Side, forward: _Walk) -> tu
     several = np.bincount(owner, minlength=len(chunk)) > 1
     kept = several[owner]
     return chunk[several], (np.cumsum(several) - 1)[owner[kept]], member[kept]
-
-
-def _first_piece(trie: Trie, tokens: Ints) -> Ints:
-    begin, end = trie.piece_starts[tokens], trie.piece_starts[tokens + 1]
-    return np.where(end > begin, trie.pieces[np.minimum(begin, len(trie.pieces) - 1)], -1)
 
 
 def _stays(forward: _Walk, mirror: _Walk, is_one_to_one: Bools) -> Ints:
