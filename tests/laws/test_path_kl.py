@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -132,6 +133,39 @@ def test_it_is_the_reference_for_any_two_vocabularies(seed: int, monkeypatch: py
     size_t = loss.teacher_vocab_size
     for tau, top_k in ((1.0, None), (2.0, None), (1.0, 2), (1.5, size_t)):
         signal = signal_from_logits(teacher, size_t, tau, top_k)
+        term, slope = value_and_grad(loss, student, signal, index)
+        expected, expected_slope = value_and_grad(loss.reference, student, signal, index)
+        torch.testing.assert_close(term.total, expected.total, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(slope, expected_slope, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(dict(term.metrics), dict(expected.metrics), rtol=1e-10, atol=1e-11)
+
+
+def batch_with_copies(seed: int) -> tuple[PathKL, Tensor, Tensor, ChunkIndex]:
+    """As `random_batch`, with three ids a side that spell what others spell, and one without a cut."""
+    rng = random.Random(seed)
+    vocabularies = random_vocabulary(rng), random_vocabulary(rng)
+    texts = ["".join(rng.choices("aabc", k=rng.randint(1, 9))) + "$" for _ in range(3)]
+    *logits, index = batch(*vocabularies, texts, seed, padding=6)
+    plain, cuts, spellings, tokens = tries(*vocabularies), [], [], []
+    for own, trie, drawn in zip(
+        vocabularies, (plain.student, plain.teacher), (index.student_tokens, index.teacher_tokens), strict=True
+    ):
+        copied = rng.sample(range(len(own)), 3)
+        bounds = trie.piece_starts
+        own_cuts = [trie.pieces[bounds[i] : bounds[i + 1]].tolist() for i in range(len(own))]
+        cuts.append([*own_cuts, *(own_cuts[i] for i in copied), []])
+        spellings.append(np.array([*range(len(own)), *copied, len(own) + 3]))
+        copies = dict(zip(copied, range(len(own), len(own) + 3), strict=True))
+        tokens.append(torch.tensor([copies[t] if t in copies and rng.random() < 0.5 else t for t in drawn.tolist()]))
+    index = replace(index, student_tokens=tokens[0], teacher_tokens=tokens[1])
+    return PathKL(tries_from_pieces(*cuts, *spellings)), *logits, index
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_is_the_reference_where_several_ids_spell_the_same(seed: int) -> None:
+    loss, student, teacher, index = batch_with_copies(seed)
+    for tau, top_k in ((1.0, None), (1.0, 3)):
+        signal = signal_from_logits(teacher, loss.teacher_vocab_size, tau, top_k)
         term, slope = value_and_grad(loss, student, signal, index)
         expected, expected_slope = value_and_grad(loss.reference, student, signal, index)
         torch.testing.assert_close(term.total, expected.total, rtol=1e-10, atol=1e-11)

@@ -19,9 +19,11 @@ That a token has ended is said once, at its last node: the pieces that would hav
 first row, on the side whose row it was. And where the text shows that its own teacher token was credited to a class
 that the student's token is not in, or not alone in, the token takes the place of that class: a **swap**, minus
 log q(token) plus log q(class). A student token that no teacher token says anything of is taught by the text, minus
-log q. Both are rare, and with them the expected gradient is that of the KL for tokens that cross each other as well.
+log q. Both are rare. They put right what occurred: where tokens cross, teacher tokens that did not occur keep the
+rule's credit, and a bias with it.
 
-Law: without swaps never negative, and 0 where all of these agree; for equal tokenizers the same-tokenizer KL.
+Law: without swaps never negative, and 0 where all of these agree; for equal tokenizers, no two of whose ids spell the
+same, the same-tokenizer KL.
 """
 
 from __future__ import annotations
