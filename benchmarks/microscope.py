@@ -41,6 +41,7 @@ from torch import Tensor
 from xtoken.alignment.align import align_spans
 from xtoken.losses import GOLD, HKL, PKL, ULD, ChunkIndex, PathKL, SameTokenizerKL, cross_entropy
 from xtoken.projection import build_projection, build_tries, relaxed_partition, strict_partition
+from xtoken.projection.tries import ranges
 from xtoken.teachers import LogitSignal
 from xtoken.tokens import Vocabulary
 
@@ -191,7 +192,7 @@ class Side:
 
     def rows(self, contexts: Ints, texts: Ints) -> tuple[Ints, Ints]:
         """The ids of some texts one after the other, and the row of the table that each position reads."""
-        at = _ranges(self._starts[texts], self.lengths[texts])
+        _, at = ranges(self._starts[texts], self._starts[texts] + self.lengths[texts])
         rows = self._states[at] + np.repeat(contexts * self.n_states, self.lengths[texts])
         rows[np.cumsum(self.lengths[texts]) - 1] = 0  # after the end of a text nothing is predicted
         return self._ids[at], rows
@@ -292,14 +293,8 @@ class _Ragged:
 
     def of_texts(self, texts: Ints) -> tuple[Ints, Ints]:
         """The rows of some texts, and which of them each is of."""
-        lengths = self.lengths[texts]
-        return self.rows[_ranges(self.starts[texts], lengths)], np.repeat(np.arange(len(texts)), lengths)
-
-
-def _ranges(starts: Ints, lengths: Ints) -> Ints:
-    """start, start + 1, ... of every range."""
-    total: Ints = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-    return total
+        owner, at = ranges(self.starts[texts], self.starts[texts] + self.lengths[texts])
+        return self.rows[at], owner
 
 
 def _total(loss: Callable[..., object]) -> Callable[[Tensor, LogitSignal, ChunkIndex], Tensor]:

@@ -29,11 +29,11 @@ from xtoken.projection.artifact import Kind, damaged, load_artifact, save_artifa
 from xtoken.projection.build import ids_by_event, row_fates
 from xtoken.tokens import Vocabulary
 
-__all__ = ["END", "NO_NODE", "NO_ROOT", "TRIE_RULES", "PathTries", "Trie", "build_tries", "tries_from_pieces"]
+__all__ = ["END", "NO_NODE", "NO_ROOT", "TRIE_RULES", "PathTries", "Trie", "build_tries", "ranges", "tries_from_pieces"]
 
 Ints = NDArray[np.int64]
 
-KIND = Kind("xtoken-tries", 1, "tries", "delete it; a run builds them anew")
+KIND = Kind("xtoken-tries", 1, "tries", "build them with `xtoken.build_tries`")
 
 # Raised when other tries come of the same cuts, so that old ones are not taken from a cache.
 TRIE_RULES = 1
@@ -52,7 +52,6 @@ class Trie:
         piece_starts: int64 [A + 1], where each token's begin.
         spelling: int64 [B], of each id of the other side the one id that stands for all of its bytes.
         keys: int64 [N], rising: (node above + 1) * B + piece, for each node the way to it.
-        nodes: int64 [N], the node that each key leads to.
         members: int64 [M], tokens of this side, node by node.
         member_groups: int64 [M], the group of each in its node.
         member_starts: int64 [N + 1].
@@ -67,7 +66,6 @@ class Trie:
     piece_starts: Ints
     spelling: Ints
     keys: Ints
-    nodes: Ints
     members: Ints
     member_groups: Ints
     member_starts: Ints
@@ -93,7 +91,7 @@ class Trie:
             return np.full(len(nodes), NO_NODE)
         wanted = (nodes + 1) * len(self.spelling) + pieces
         place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where(self.keys[place] == wanted, self.nodes[place], NO_NODE)
+        return np.where(self.keys[place] == wanted, place, NO_NODE)
 
     def group_of(self, nodes: Ints, pieces: Ints) -> Ints:
         """The group that a piece goes to from a node; `END` where no token goes on with it.
@@ -282,9 +280,7 @@ def _trie_of(cuts: Sequence[Sequence[int]], spelling: Ints) -> Trie:
     node, token, following = np.concatenate(at, axis=1) if at else np.zeros((3, 0), np.int64)
     order = np.lexsort((token, following, node))
     node, token, following = node[order], token[order], following[order]
-    return Trie(
-        pieces, starts, spelling, key_of, np.arange(n_nodes), **_groups(node, token, following, n_nodes, spelling)
-    )
+    return Trie(pieces, starts, spelling, key_of, **_groups(node, token, following, n_nodes, spelling))
 
 
 def _groups(node: Ints, token: Ints, following: Ints, n_nodes: int, spelling: Ints) -> dict[str, Any]:
@@ -302,19 +298,24 @@ def _groups(node: Ints, token: Ints, following: Ints, n_nodes: int, spelling: In
     # All ids that spell a child's piece go on from the node.
     by_spelling = np.argsort(spelling, kind="stable")
     lows, highs = (np.searchsorted(spelling[by_spelling], following[is_child], side) for side in ("left", "right"))
-    counts = highs - lows
-    place = np.arange(counts.sum()) + np.repeat(lows - (np.cumsum(counts) - counts), counts)
-    child_node = np.repeat(node[is_child], counts)
+    child, place = ranges(lows, highs)
     return {
         "members": token,
         "member_groups": groups,
         "member_starts": member_starts,
         "children": by_spelling[place],
-        "child_groups": np.repeat(groups[is_child], counts),
-        "child_starts": np.searchsorted(child_node, np.arange(n_nodes + 1)),
+        "child_groups": groups[is_child][child],
+        "child_starts": np.searchsorted(node[is_child][child], np.arange(n_nodes + 1)),
         "n_groups": n_groups,
         "has_end": has_end,
     }
+
+
+def ranges(begins: Ints, ends: Ints) -> tuple[Ints, Ints]:
+    """For ranges [begin, end) the range each number is of, and all numbers."""
+    counts = ends - begins
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
 
 
 def _roots(one: Trie, other: Trie) -> tuple[Ints, Ints]:

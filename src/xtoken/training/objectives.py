@@ -127,14 +127,14 @@ def projection_for(student: Vocabulary, teacher: Vocabulary, cache: Path | None)
         student, teacher: the vocabularies.
         cache: the folder; None builds W anew.
     """
-    return _kept("W", "projections", f"{DECAY} {MAX_PIECES} {RULES}", Projection.load, build_projection)(
-        student, teacher, cache
-    )
+    rules = f"{DECAY} {MAX_PIECES} {RULES}"
+    return _kept("W", rules, Projection.load, build_projection, student, teacher, cache and cache / "projections")
 
 
 def tries_for(student: Vocabulary, teacher: Vocabulary, cache: Path | None) -> PathTries:
     """The tries of a pair of tokenizers, likewise."""
-    return _kept("the tries", "tries", f"{RULES} {TRIE_RULES}", PathTries.load, build_tries)(student, teacher, cache)
+    rules = f"{RULES} {TRIE_RULES}"
+    return _kept("the tries", rules, PathTries.load, build_tries, student, teacher, cache and cache / "tries")
 
 
 class _Artifact(Protocol):
@@ -146,33 +146,32 @@ _A = TypeVar("_A", bound=_Artifact)
 
 def _kept(
     what: str,
-    folder: str,
     rules: str,
     load: Callable[[Path, Vocabulary, Vocabulary], _A],
     build: Callable[[Vocabulary, Vocabulary], _A],
-) -> Callable[[Vocabulary, Vocabulary, Path | None], _A]:
-    """What makes an artifact of a pair, or takes it from a cache's folder.
+    student: Vocabulary,
+    teacher: Vocabulary,
+    folder: Path | None,
+) -> _A:
+    """An artifact of a pair, from a folder where it is there and sound.
 
     Args:
         what: its name in the log.
-        folder: of the cache.
-        rules: what the artifact depends on besides the tokenizers.
-        load, build: how.
+        rules: what it depends on besides the tokenizers.
+        load, build: how it is had.
+        student, teacher: the vocabularies.
+        folder: of the cache; None builds it anew.
     """
-
-    def get(student: Vocabulary, teacher: Vocabulary, cache: Path | None) -> _A:
-        if cache is None:
-            return build(student, teacher)
-        content = f"{student.fingerprint} {teacher.fingerprint} {rules}"
-        path = cache / folder / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
-        if path.is_file():
-            try:
-                return load(path, student, teacher)
-            except XTokenError as error:
-                log.warning("the cached file of %s is not usable and is built again: %s", what, error)
-        built = build(student, teacher)
-        built.save(path)
-        log.info("built %s for %s and %s: %s", what, student.name, teacher.name, path)
-        return built
-
-    return get
+    if folder is None:
+        return build(student, teacher)
+    content = f"{student.fingerprint} {teacher.fingerprint} {rules}"
+    path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return load(path, student, teacher)
+        except XTokenError as error:
+            log.warning("the cached file of %s is not usable and is built again: %s", what, error)
+    built = build(student, teacher)
+    built.save(path)
+    log.info("built %s for %s and %s: %s", what, student.name, teacher.name, path)
+    return built

@@ -346,8 +346,7 @@ class _HiddenWalk:
 
     def _no_sums(self) -> list[dict[str, Tensor]]:
         zero = torch.zeros((), dtype=self.scratch.dtype, device=self.hidden.device)
-        lessons = zip(self.lessons, self.passes, strict=True)
-        return [{"total": zero}, *(no_sums(lesson.kernel, self.scratch) | one.sums() for lesson, one in lessons)]
+        return [{"total": zero}, *(no_sums(lesson.kernel, self.scratch) for lesson in self.lessons)]
 
     def _keep_terms(self, sums: list[dict[str, Tensor]]) -> None:
         counts = [(self.targets != IGNORED_LABEL).sum()]

@@ -44,9 +44,6 @@ class Pass(Protocol):
     def later_gradient(self, at: slice, probs: Tensor, scale: float | Tensor) -> None:
         """Turns the student's probabilities at some later rows [n, V_S] into scale * d value / d logits."""
 
-    def sums(self) -> dict[str, Tensor]:
-        """What the metrics start from."""
-
 
 class PlanningKernel(Protocol):
     """A loss that plans a batch by itself."""
@@ -116,9 +113,6 @@ class ChainPass:
         """d log F_S / d logits = onehot - p."""
         weight = (scale * self._on_factor[self._later_chunk[at]]).unsqueeze(1)
         probs.mul_(-weight).scatter_add_(1, self._later_tokens[at].unsqueeze(1), weight)
-
-    def sums(self) -> dict[str, Tensor]:
-        return {}
 
     def _factor(
         self, signal: TeacherSignal, rows: Tensor, tokens: Tensor, starts: Tensor, scratch: Scratch, size: int

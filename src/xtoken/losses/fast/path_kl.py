@@ -292,9 +292,6 @@ class _PathPass:
         self.stays = torch.from_numpy(found.stays).to(device)
         self.ended_s, self.ended_t = (_Ended(*pair, n_chunks, device) for pair in (found.ended_s, found.ended_t))
 
-    def sums(self) -> dict[str, Tensor]:
-        return {}
-
     def prepare(self, student: WholeSignal, teacher: TeacherSignal, scratch: Scratch, size: int) -> None:
         self._said = _read(self.student, teacher, scratch, size).children
         read = _read(self.teacher, student, scratch, size, with_rest=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken.losses.index import ChunkIndex
-from xtoken.projection.tries import END, NO_NODE, NO_ROOT, PathTries, Trie
+from xtoken.projection.tries import END, NO_NODE, NO_ROOT, PathTries, Trie, ranges
 
 __all__ = ["Entries", "PathPlan", "RootSwaps", "Visits", "plan_paths"]
 
@@ -133,7 +133,7 @@ class _Side:
 
     def in_order(self, chunks: Ints) -> _Side:
         """The same with the chunks in another order."""
-        owner, at = _ranges(self.starts[chunks], self.starts[chunks + 1])
+        owner, at = ranges(self.starts[chunks], self.starts[chunks + 1])
         starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(chunks)))])
         return _Side(self.ids[at], self.tokens[at], self.rows[at], starts)
 
@@ -280,7 +280,7 @@ def _listed(trie: Trie, walk: _Walk, joins_end: bool = False) -> _Listing:
     joining = np.where(joins_end & walk.is_last & walk.differs, walk.other, -1)
 
     def entries(starts: Ints, tokens: Ints, groups: Ints) -> tuple[Ints, Ints, Ints]:
-        visit, at = _ranges(starts[walk.node], starts[walk.node + 1])
+        visit, at = ranges(starts[walk.node], starts[walk.node + 1])
         return visit, tokens[at], np.where(groups[at] == joining[visit], END, groups[at])
 
     members = entries(trie.member_starts, trie.members, trie.member_groups)
@@ -337,7 +337,7 @@ def _root_swaps(tries: PathTries, student: _Side, teacher: _Side, forward: _Walk
     # In place of a class of its own a token changes nothing.
     is_swapped &= (tries.student_roots[first_s] - NO_ROOT != root) | (starts[root + 1] - starts[root] > 1)
     chunk = np.flatnonzero(is_swapped)
-    swap, at = _ranges(starts[root[chunk]], starts[root[chunk] + 1])
+    swap, at = ranges(starts[root[chunk]], starts[root[chunk] + 1])
     alike, of_alike, member = _cut_alike(tries.student, student, teacher, forward)
     chunk, order = np.concatenate([chunk, alike]), np.argsort(np.concatenate([chunk, alike]), kind="stable")
     place = np.argsort(order, kind="stable")
@@ -356,12 +356,12 @@ def _cut_alike(trie: Trie, student: _Side, teacher: _Side, forward: _Walk) -> tu
     is_whole = (node != NO_NODE) & (np.diff(trie.piece_starts)[student.first] == teacher.lengths)
     is_whole[forward.chunk[forward.differs]] = False
     chunk = np.flatnonzero(is_whole)
-    owner, at = _ranges(teacher.starts[chunk], teacher.starts[chunk + 1])
+    owner, at = ranges(teacher.starts[chunk], teacher.starts[chunk + 1])
     piece = trie.pieces[trie.piece_starts[student.first[chunk]][owner] + at - teacher.starts[chunk][owner]]
     is_cut_so = np.ones(len(chunk), bool)
     is_cut_so[owner[piece != teacher.tokens[at]]] = False
     chunk = chunk[is_cut_so]
-    owner, at = _ranges(trie.member_starts[node[chunk]], trie.member_starts[node[chunk] + 1])
+    owner, at = ranges(trie.member_starts[node[chunk]], trie.member_starts[node[chunk] + 1])
     stops = trie.member_groups[at] == END
     owner, member = owner[stops], trie.members[at[stops]]
     several = np.bincount(owner, minlength=len(chunk)) > 1
@@ -389,7 +389,7 @@ def _continuations(trie: Trie, student: _Side, first_t: Ints, is_next: Bools) ->
     node = trie.node_of(student.tokens[student.starts[chunk + 1] - 1])
     chunk, node = chunk[node != NO_NODE] + 1, node[node != NO_NODE]
     taken = trie.group_of(node, first_t[chunk])
-    owner, at = _ranges(trie.child_starts[node], trie.child_starts[node + 1])
+    owner, at = ranges(trie.child_starts[node], trie.child_starts[node + 1])
     kept = trie.child_groups[at] != taken[owner]
     return chunk[owner[kept]], trie.children[at[kept]]
 
@@ -403,10 +403,3 @@ def _ended(listing: _Listing, walk: _Walk, is_next: Bools) -> tuple[Ints, Ints]:
     counts = (walk.own == END) & is_next[walk.chunk]
     kept = counts[visit] & (group != walk.other[visit])
     return walk.chunk[visit[kept]] + 1, token[kept]
-
-
-def _ranges(begins: Ints, ends: Ints) -> tuple[Ints, Ints]:
-    """For ranges [begin, end) the range each number is of, and all numbers."""
-    counts = ends - begins
-    owner = np.repeat(np.arange(len(counts)), counts)
-    return owner, np.arange(len(owner)) + np.repeat(begins - (np.cumsum(counts) - counts), counts)

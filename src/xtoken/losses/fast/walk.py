@@ -82,7 +82,7 @@ def _walk(
     size = max(1, _OTHER_ELEMENTS // width) if isinstance(teacher, HeadSignal) else block_rows(logits.device, width)
     lesson = plan(kernel, index)
     lesson.prepare(student, teacher, scratch, size)
-    sums = no_sums(kernel, scratch) | lesson.sums()
+    sums = no_sums(kernel, scratch)
     for at in blocks(len(lesson.first_s), size):
         side_s = read_rows(student, lesson.first_s[at], scratch, "student")
         side_t = read_rows(teacher, lesson.first_t[at], scratch, "teacher")
