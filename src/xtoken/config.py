@@ -209,7 +209,7 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _settings_have_effect(self) -> RunConfig:
-        if not self.teachers and self.loss.kd_weight != "auto":
+        if not self.teachers and self.loss.kd_weight not in ("auto", "dynamic"):
             raise ValueError("loss.kd_weight has no effect without teachers")
         if not self.teachers and self.data.alignment != "bytes":
             raise ValueError("data.alignment has no effect without teachers")

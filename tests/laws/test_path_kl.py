@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from xtoken.errors import XTokenError
 from xtoken.losses import ChunkIndex, PathKL, SameTokenizerKL
 from xtoken.losses.fast import walk
-from xtoken.losses.fast.path_plan import plan_paths
+from xtoken.losses.fast.path_plan import PathPlan, plan_paths
 from xtoken.projection.tries import tries_from_pieces
 from xtoken.teachers import DenseSignal, LogitSignal, signal_from_logits
 
@@ -295,14 +296,139 @@ def test_vocabularies_with_next_to_nothing_in_common(tau: list[list[int]], sigma
     torch.testing.assert_close(slope, expected_slope, rtol=1e-10, atol=1e-12)
 
 
-def test_a_long_text_is_planned_without_its_chunks_meeting_one_by_one() -> None:
-    """The plan of a batch is the plans of its sequences, one after the other."""
-    texts = ["0110$", "1$", "10010$"]
-    vocabularies = TRIPLES, DIGITS
-    pair = tries(*vocabularies)
-    whole = plan_paths(pair, batch(*vocabularies, texts)[2])
-    parts = [plan_paths(pair, batch(*vocabularies, [text])[2]) for text in texts]
+def test_a_token_whose_first_piece_is_no_common_token_is_taught_by_the_text() -> None:
+    """abc is ab|c, and ab no token of the student's. The teacher's ab is credited to a, where abc takes its place."""
+    student, teacher = ("a", "b", "c", "abc", "$"), ("a", "b", "c", "ab", "$")
+    generator = torch.Generator().manual_seed(0)
+    logits, other = (torch.randn(4, 5, dtype=torch.float64, generator=generator) for _ in range(2))
+    index = ChunkIndex.from_chunks([[1, 2, 1, 3]], [4, 3], [4, 3, 2])
+    term = PathKL(tries(student, teacher))(logits[:3], LogitSignal(other, 5), index)
+    q, p = logits[0].softmax(-1), other[0].softmax(-1)
+    roots = kl((p[0] + p[3], p[1], p[2], p[4]), (q[0], q[1], q[2], q[4]))
+    assert term.total.item() == pytest.approx(float(roots - q[3].log() + q[0].log()), abs=1e-12)
+
+
+def test_nothing_without_a_root_is_compared_with_anything_else_without_one() -> None:
+    """A token that neither side can cut: the teacher's mass there is left out, the student's token is not taught."""
+    loss = PathKL(tries_from_pieces([[0], [1], []], [[0], [1], []], np.arange(3), np.arange(3)))
+    p, q = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64), torch.tensor([[0.3, 0.2, 0.5]], dtype=torch.float64)
+    index = ChunkIndex.from_chunks([[1, 2, 1, 2]], [0, 1], [0, 1])
+    for version in (loss, loss.reference):
+        term = version(torch.cat([q, q]).log(), DenseSignal(torch.cat([p, p]).log()), index)
+        assert term.total.item() == pytest.approx(kl((0.4, 0.6), (0.3, 0.2)), abs=1e-12)
+        assert term.metrics["uncovered_mass"].item() == pytest.approx(0.5, abs=1e-12)
+
+
+def test_a_text_that_the_teacher_has_no_root_for_teaches_alone() -> None:
+    """Nothing was credited, so -log q is all that is added."""
+    loss = PathKL(tries_from_pieces([[0], [1], []], [[0], [1], []], np.arange(3), np.arange(3)))
+    logits = torch.tensor([[0.3, 0.2, 0.5]] * 2, dtype=torch.float64).log().requires_grad_()
+    signal = DenseSignal(torch.tensor([[0.2, 0.3, 0.5]] * 2, dtype=torch.float64).log())
+    index = ChunkIndex.from_chunks([[1, 2, 1, 2]], [0, 2], [0, 2])
+    for version in (loss, loss.reference):
+        term, slope = value_and_grad(version, logits.detach(), signal, index)
+        assert term.metrics["text_nll"].item() == pytest.approx(-math.log(0.5), abs=1e-12)
+        # q - p by root, and q - onehot by the text.
+        assert slope[0].tolist() == pytest.approx([0.3 - 0.4 + 0.3, 0.2 - 0.6 + 0.2, 0.5 + 0.5 - 1], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_in_float32_it_is_the_reference_in_float64(seed: int) -> None:
+    loss, student, teacher, index = random_batch(seed)
+    student = 8 * student  # probabilities down to the smallest that float32 has
+    signals = (signal_from_logits(x, loss.teacher_vocab_size) for x in (teacher.float(), teacher))
+    term, slope = value_and_grad(loss, student.float(), next(signals), index)
+    expected, expected_slope = value_and_grad(loss.reference, student, next(signals), index)
+    torch.testing.assert_close(term.total.double(), expected.total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(slope.double(), expected_slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_the_chunks_is_of_no_account(seed: int) -> None:
+    loss, student, teacher, index = random_batch(seed)
+    order = torch.randperm(index.n_chunks, generator=torch.Generator().manual_seed(seed)).tolist()
+    parts = {}
     for side in ("student", "teacher"):
-        members = [getattr(plan, side).members.token.tolist() for plan in parts]
-        assert getattr(whole, side).members.token.tolist() == [*chain.from_iterable(members)]
-    assert len(whole.first_s) == sum(len(plan.first_s) for plan in parts)
+        starts = getattr(index, f"{side}_starts").tolist()
+        at = [range(starts[k], starts[k + 1]) for k in order]
+        parts[f"{side}_starts"] = torch.tensor([0, *map(len, at)]).cumsum(0)
+        for what in ("rows", "tokens"):
+            parts[f"{side}_{what}"] = getattr(index, f"{side}_{what}")[[*chain.from_iterable(at)]]
+    signal = signal_from_logits(teacher, loss.teacher_vocab_size)
+    for version in (loss, loss.reference):
+        term, slope = value_and_grad(version, student, signal, index)
+        other, other_slope = value_and_grad(version, student, signal, ChunkIndex(**parts))
+        torch.testing.assert_close(other.total, term.total, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(other_slope, slope, rtol=1e-12, atol=1e-12)
+
+
+def test_a_token_that_no_vocabulary_has_is_refused() -> None:
+    loss, logits, signal, index = two_digits()
+    with pytest.raises(XTokenError, match=r"the chunks hold the student token 5, .* a student of 4 tokens"):
+        loss(logits, signal, replace(index, student_tokens=index.student_tokens + 2))
+    with pytest.raises(XTokenError, match=r"the chunks hold the teacher token -1, .* a teacher of 3 tokens"):
+        loss(logits, signal, replace(index, teacher_tokens=index.teacher_tokens - 1))
+
+
+def test_a_token_that_ended_inside_a_chunk_says_nothing_of_the_next_one() -> None:
+    """The teacher's 01 ended before its 1 did; what would have continued it is not what the next chunk is without."""
+    pair, student, teacher = tries(DIGITS, TRIPLES), [DIGITS.index(x) for x in "0110"], ["01", "1", "0"]
+    ids_s, ids_t = [0, *student], [0, *map(TRIPLES.index, teacher)]
+    fine = plan_paths(pair, ChunkIndex.from_chunks([[1, 3, 1, 2], [3, 4, 2, 3], [4, 5, 3, 4]], ids_s, ids_t))
+    coarse = plan_paths(pair, ChunkIndex.from_chunks([[1, 4, 1, 3], [4, 5, 3, 4]], ids_s, ids_t))
+    assert [x.tolist() for x in fine.ended_t] == [[1, 2], [0, 1]]  # a 0 after 01, a 1 after 1
+    assert [x.tolist() for x in coarse.ended_t] == [[], []]
+
+
+def test_the_plan_of_a_batch_is_the_plans_of_its_sequences() -> None:
+    """Whatever a plan lists, counted from where the sequence's own rows, chunks, visits and groups begin."""
+    texts = ["0110$", "1$", "10010$"]
+    for vocabularies in ((TRIPLES, DIGITS), (DIGITS, TRIPLES), (TRIPLES, PAIRS)):
+        pair = tries(*vocabularies)
+        _, _, whole = batch(*vocabularies, texts)
+        length_s, length_t = (2 + max(len(cut(text, v)) for text in texts) for v in vocabularies)
+        plans = [plan_paths(pair, batch(*vocabularies, [text])[2]) for text in texts]
+        bases = [(b * length_s, b * length_t) for b in range(len(texts))]
+        expected: dict[str, list[int]] = {}
+        chunks = 0
+        counted = {"student": [0, 0], "teacher": [0, 0]}  # visits and groups so far
+        for plan, (row_s, row_t) in zip(plans, bases, strict=True):
+            found = {"first_s": plan.first_s + row_s, "first_t": plan.first_t + row_t}
+            for side, row in (("student", row_t), ("teacher", row_s)):
+                visits, (n, groups) = getattr(plan, side), counted[side]
+                found |= {f"{side} chunk": visits.chunk + chunks, f"{side} row": visits.row + row}
+                found |= {f"{side} text": visits.is_text, f"{side} groups": np.diff(visits.group_starts)}
+                for name in ("members", "children", "swaps"):
+                    entries = getattr(visits, name)
+                    found |= {f"{side} {name} visit": entries.visit + n, f"{side} {name} token": entries.token}
+                    found[f"{side} {name} group"] = entries.group + groups
+                counted[side] = [n + len(visits.chunk), groups + int(visits.group_starts[-1])]
+            n = counted["student"][0] - len(plan.student.chunk)
+            found["stays"] = np.where(plan.stays < 0, -1, plan.stays + n)
+            for name in ("ended_s", "ended_t"):
+                chunk, token = getattr(plan, name)
+                found |= {f"{name} chunk": chunk + chunks, f"{name} token": token}
+            found["swaps"] = plan.root_swaps.chunk + chunks
+            for name in ("placed", "credited"):
+                found[name] = getattr(plan.root_swaps, name)[1]
+            for name, numbers in found.items():
+                expected.setdefault(name, []).extend(numbers.tolist())
+            chunks += len(plan.first_s)
+        assert listed(plan_paths(pair, whole)) == expected
+        assert expected["student members token"] or expected["teacher members token"]
+
+
+def listed(plan: PathPlan) -> dict[str, list[int]]:
+    found = {"first_s": plan.first_s, "first_t": plan.first_t, "stays": plan.stays, "swaps": plan.root_swaps.chunk}
+    for side in ("student", "teacher"):
+        visits = getattr(plan, side)
+        found |= {f"{side} chunk": visits.chunk, f"{side} row": visits.row}
+        found |= {f"{side} text": visits.is_text, f"{side} groups": np.diff(visits.group_starts)}
+        for name in ("members", "children", "swaps"):
+            for what in ("visit", "token", "group"):
+                found[f"{side} {name} {what}"] = getattr(getattr(visits, name), what)
+    for name in ("ended_s", "ended_t"):
+        found[f"{name} chunk"], found[f"{name} token"] = getattr(plan, name)
+    for name in ("placed", "credited"):
+        found[name] = getattr(plan.root_swaps, name)[1]
+    return {name: numbers.tolist() for name, numbers in found.items()}

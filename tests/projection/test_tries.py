@@ -13,6 +13,7 @@ import pytest
 from small_tokenizers import SMALL, small
 from xtoken.errors import FingerprintMismatchError, XTokenError
 from xtoken.projection import PathTries, build_tries
+from xtoken.projection import tries as tries_module
 from xtoken.projection.tries import END, NO_NODE, NO_ROOT, Trie, tries_from_pieces
 from xtoken.tokens import Vocabulary
 
@@ -104,7 +105,7 @@ def test_a_piece_that_is_no_token_is_refused() -> None:
         tries_from_pieces([[1]], [[0]], np.arange(1), np.arange(1))
 
 
-def test_they_are_saved_whole_and_for_their_pair_only(tmp_path: Path) -> None:
+def test_they_are_saved_whole_and_for_their_pair_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = small("packing").vocabulary, small("splitting").vocabulary
     pair, path = tries_of("packing", "splitting"), tmp_path / "kept" / "tries.safetensors"
     pair.save(path)
@@ -118,6 +119,10 @@ def test_they_are_saved_whole_and_for_their_pair_only(tmp_path: Path) -> None:
         PathTries.load(path, other, one)
     replace(pair, student_fingerprint="other").save(path)
     with pytest.raises(FingerprintMismatchError, match="the student's tokenizer is"):
+        PathTries.load(path, one, other)
+    pair.save(path)
+    monkeypatch.setattr(tries_module, "KIND", replace(tries_module.KIND, rules="newer"))
+    with pytest.raises(XTokenError, match=r"built by other rules .* To get a new one, build them with"):
         PathTries.load(path, one, other)
     with pytest.raises(XTokenError, match="no tries at"):
         PathTries.load(tmp_path / "none.safetensors")

@@ -73,7 +73,7 @@ def test_the_student_learns_the_text_and_the_teacher() -> None:
 
 @pytest.mark.parametrize(
     ("teachers", "weight"),
-    [(["path-kl"], 1.0), (["p-kl"], "dynamic"), (["path-kl", "p-kl"], "dynamic"), ([], "auto")],
+    [(["path-kl"], 1.0), (["p-kl"], "dynamic"), (["path-kl", "p-kl"], "dynamic"), ([], "dynamic")],
 )
 def test_path_kl_is_weighed_as_it_is_and_others_dynamically(teachers: list[str], weight: float | str) -> None:
     config = parse_config({"teachers": [{"loss": loss} for loss in teachers]})

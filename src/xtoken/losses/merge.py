@@ -177,7 +177,7 @@ def check_teacher(signal: TeacherSignal, vocab_size: int) -> None:
     if signal.vocab_size != vocab_size:
         raise XTokenError(
             f"the teacher signal covers {signal.vocab_size} tokens, but this loss was built for a teacher of "
-            f"{vocab_size}. Use the signal of the teacher whose tokenizer the projection or partition was built with."
+            f"{vocab_size}. Use the signal of the teacher whose tokenizer the loss was built with."
         )
 
 

@@ -40,7 +40,7 @@ from xtoken.losses.fast.passes import Kernel
 from xtoken.losses.fast.path_kl import PathKernel, SplitRoots, split_roots
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.term import LossTerm
-from xtoken.projection.tries import PathTries, Trie
+from xtoken.projection.tries import NO_ROOT, PathTries, Trie
 from xtoken.teachers.signal import TeacherSignal, TopKSignal, flat_log_probs
 
 __all__ = ["PathKL"]
@@ -128,7 +128,7 @@ class _Reference:
         starts = index.student_starts.tolist(), index.teacher_starts.tolist()
         names = ("student_tokens", "teacher_tokens", "student_rows", "teacher_rows")
         ids_s, ids_t, rows_s, rows_t = (getattr(index, name).tolist() for name in names)
-        self.chunks = [
+        found = [
             _Chunk(
                 [self.spelled_s[i] for i in ids_s[s0:s1]],
                 [self.spelled_t[i] for i in ids_t[t0:t1]],
@@ -138,6 +138,7 @@ class _Reference:
             )
             for (s0, s1), (t0, t1) in zip(pairwise(starts[0]), pairwise(starts[1]), strict=True)
         ]
+        self.chunks = sorted(found, key=lambda chunk: chunk.student_rows[0])
 
     def term(self) -> LossTerm:
         zero, empty = self.q.sum() * 0, self.q.new_zeros(0)
@@ -167,9 +168,10 @@ class _Reference:
             nodes = nodes + _node_kl(label, mass)
             if visit.own != visit.other:
                 texts = texts + _swap(q0[chunk.student_ids[0]], mass.get(visit.other, nodes * 0))
-        if self.tau[chunk.student[0]][:1] != (chunk.teacher[0],):
-            credited = [i for i, r in enumerate(self.roots_s) if r == self.roots_t[chunk.teacher[0]]]
-            texts = texts + _swap(q0[chunk.student_ids[0]], q0[credited].sum())
+        begins_so = self.tau[chunk.student[0]][:1] == (chunk.teacher[0],)
+        if not begins_so or self.roots_s[chunk.student[0]] == NO_ROOT:
+            alike = [i for i, cut in enumerate(self.tau) if begins_so and cut[:1] == (chunk.teacher[0],)]
+            texts = texts + _swap(q0[alike or chunk.student_ids[:1]].sum(), self.credited(q0, chunk.teacher[0]))
         alike = [i for i, cut in enumerate(self.tau) if cut == tuple(chunk.teacher)]
         is_wrong = any(visit.own != visit.other for visit in forward)
         if chunk.student_ids[0] in alike and len(alike) > 1 and not is_wrong:
@@ -193,6 +195,12 @@ class _Reference:
                 texts = texts + _swap(realised, torch.ones_like(realised))
         return root, nodes, texts, uncovered
 
+    def credited(self, q0: Tensor, token: int) -> Tensor:
+        """The student's mass on the root of a teacher token; 1 where it has none, since then nothing was credited."""
+        root = self.roots_t[token]
+        of_root = [i for i, r in enumerate(self.roots_s) if r == root]
+        return q0.new_ones(()) if root == NO_ROOT else q0[of_root].sum()
+
     def root_term(self, p0: Tensor, tail: Tensor, q0: Tensor) -> tuple[Tensor, Tensor]:
         """KL of the two distributions summed by root, on the roots that the student has probability for."""
         a, b = _by_root(p0, self.roots_t), _by_root(q0, self.roots_s)
@@ -204,11 +212,11 @@ class _Reference:
             }
         alive = [root for root, mass in a.items() if root in b and b[root] > 0 and mass > 0]
         covered = sum((a[root] for root in alive), start=p0.sum() * 0)
-        uncovered = sum(a.values(), start=p0.sum() * 0) - covered
+        uncovered = p0.sum() + tail - covered
         if not covered > 0:
             return q0.sum() * 0, uncovered.detach()
         shares = [(a[root] / covered, b[root]) for root in alive]
-        return sum(x * (x / y).log() for x, y in shares), uncovered.detach()
+        return sum(x * (x.log() - y.log()) for x, y in shares), uncovered.detach()
 
     def student_visits(self, k: int) -> list[_Visit]:
         """The nodes of the student's first token: the teacher's tokens are its pieces, one after the other."""
@@ -242,7 +250,7 @@ class _Reference:
         groups = _groups_of(self.tau, self.tau[self.chunks[k - 1].student[-1]])
         ended_s = set(groups) - {END, self.chunks[k].teacher[0]} if sum(map(len, groups.values())) > 1 else set()
         visits = self.teacher_visits(k - 1)
-        last = visits[-1] if visits and visits[-1].own == END else None
+        last = visits[-1] if visits and visits[-1].is_last and visits[-1].own == END else None
         ended_t = set() if last is None else set(last.groups) - {END, last.other}
         return (
             [i for i, spelling in enumerate(self.spelled_t) if spelling in ended_s],
@@ -337,7 +345,7 @@ def _node_kl(label: dict[int, Tensor], mass: dict[int, Tensor]) -> Tensor:
     if not alive or not whole > 0:
         return zero
     shares = [(label[g] / whole, mass[g] / all_mass) for g in alive if label[g] > 0]
-    return sum((x * (x / y).log() for x, y in shares), start=zero)
+    return sum((x * (x.log() - y.log()) for x, y in shares), start=zero)
 
 
 def _swap(token: Tensor, credited: Tensor) -> Tensor:
@@ -362,7 +370,8 @@ def _cuts(trie: Trie) -> Cuts:
 def _by_root(probs: Tensor, roots: Sequence[int]) -> dict[object, Tensor]:
     tokens: dict[int, list[int]] = {}
     for token, root in enumerate(roots):
-        tokens.setdefault(root, []).append(token)
+        if root != NO_ROOT:
+            tokens.setdefault(root, []).append(token)
     return {root: probs[ids].sum() for root, ids in tokens.items()}
 
 

@@ -31,12 +31,14 @@ class Kind:
         version: of the format.
         what: its name in messages.
         made_by: the way to a new one.
+        rules: the version of what it follows from besides the tokenizers; empty where a file may be made in any way.
     """
 
     format: str
     version: int
     what: str
     made_by: str
+    rules: str = ""
 
 
 def save_artifact(
@@ -56,6 +58,7 @@ def save_artifact(
     metadata = {
         "format": kind.format,
         "version": str(kind.version),
+        **({"rules": kind.rules} if kind.rules else {}),
         "student_fingerprint": prints[0],
         "teacher_fingerprint": prints[1],
         **more,
@@ -78,7 +81,7 @@ def load_artifact(
         the arrays by name, and the metadata.
 
     Raises:
-        XTokenError: no such file, or not one of ours.
+        XTokenError: no such file, not one of ours, or built by the rules of another version.
         FingerprintMismatchError: it was made for another tokenizer; the message says which side differs.
     """
     from safetensors import SafetensorError, safe_open
@@ -95,6 +98,11 @@ def load_artifact(
         raise XTokenError(
             f"{str(path)!r} is no {kind.format} of version {kind.version}: it says format "
             f"{metadata.get('format')!r}, version {metadata.get('version')!r}"
+        )
+    if kind.rules and metadata.get("rules") != kind.rules:
+        raise XTokenError(
+            f"{str(path)!r} was built by other rules ({metadata.get('rules')!r}) than this version of xtoken has "
+            f"({kind.rules!r}). To get a new one, {kind.made_by}."
         )
     try:
         prints = metadata["student_fingerprint"], metadata["teacher_fingerprint"]

@@ -110,7 +110,7 @@ def build_projection(student: Vocabulary, teacher: Vocabulary) -> Projection:
     """
     fates = row_fates(student, teacher)
     rows, cols, values = _weighted(fates.pieces, teacher.size)
-    recipe = {"decay": DECAY, "max_pieces": MAX_PIECES, "rows": fates.counts()}
+    recipe = {"decay": DECAY, "max_pieces": MAX_PIECES, "rules": RULES, "rows": fates.counts()}
     return Projection.from_coo(
         rows,
         cols,

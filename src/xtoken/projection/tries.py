@@ -26,17 +26,17 @@ from numpy.typing import NDArray
 from xtoken.alignment.bytes import special_key
 from xtoken.errors import XTokenError
 from xtoken.projection.artifact import Kind, damaged, load_artifact, save_artifact
-from xtoken.projection.build import ids_by_event, row_fates
+from xtoken.projection.build import RULES, ids_by_event, row_fates
 from xtoken.tokens import Vocabulary
 
 __all__ = ["END", "NO_NODE", "NO_ROOT", "TRIE_RULES", "PathTries", "Trie", "build_tries", "ranges", "tries_from_pieces"]
 
 Ints = NDArray[np.int64]
 
-KIND = Kind("xtoken-tries", 1, "tries", "build them with `xtoken.build_tries`")
-
-# Raised when other tries come of the same cuts, so that old ones are not taken from a cache.
+# Raised when other tries come of the same cuts, so that old ones are not taken for new.
 TRIE_RULES = 1
+
+KIND = Kind("xtoken-tries", 1, "tries", "build them with `xtoken.build_tries`", f"{RULES} {TRIE_RULES}")
 
 NO_NODE = -1
 NO_ROOT = -1
@@ -169,10 +169,10 @@ class PathTries:
 
     @cached_property
     def students_by_root(self) -> tuple[Ints, Ints]:
-        """The student's tokens root by root, `NO_ROOT` first, and [R + 2] where each root's begin."""
+        """The student's tokens root by root, and int64 [R + 1] where each root's begin."""
         n_roots = 1 + int(max(self.student_roots.max(initial=NO_ROOT), self.teacher_roots.max(initial=NO_ROOT)))
         order = np.argsort(self.student_roots, kind="stable")
-        return order, np.searchsorted(self.student_roots[order], np.arange(NO_ROOT, n_roots + 1))
+        return order, np.searchsorted(self.student_roots[order], np.arange(n_roots + 1))
 
     def save(self, path: str | Path) -> None:
         """Writes them as safetensors, to a temporary name first, so that a broken write leaves no file."""
@@ -191,7 +191,7 @@ class PathTries:
             student, teacher: the vocabularies they will be used with; one that is given is checked.
 
         Raises:
-            XTokenError: no such file, or not one of ours.
+            XTokenError: no such file, not one of ours, or built by the rules of another version.
             FingerprintMismatchError: they were built for another tokenizer.
         """
         arrays, metadata = load_artifact(path, KIND, student, teacher)

@@ -104,11 +104,8 @@ def gather(
     for number, settings in enumerate(config.teachers):
         loaded = next(given) if settings.model is None else _load_teacher(settings, number)
         settled.append(_settle(settings, number, loaded, learner.vocabulary, data, cache))
-    changes: dict[str, object] = {"data": data, "teachers": [teacher.config for teacher in settled]}
-    if settled:
-        weight = _kd_weight(config.loss.kd_weight, settled)
-        changes["loss"] = config.loss.model_copy(update={"kd_weight": weight})
-    chosen = config.model_copy(update=changes)
+    loss = config.loss.model_copy(update={"kd_weight": _kd_weight(config.loss.kd_weight, settled)})
+    chosen = config.model_copy(update={"data": data, "teachers": [t.config for t in settled], "loss": loss})
     return Participants(learner, tuple(settled), chosen)
 
 
@@ -116,7 +113,8 @@ def _kd_weight(asked: float | Literal["auto", "dynamic"], teachers: Sequence[Tea
     """What `auto` comes to: path-KL is in the cross-entropy's own nats, and falls to 0 where dynamic scaling soars."""
     if asked != "auto":
         return asked
-    return 1.0 if all(teacher.objective.name == "path-kl" for teacher in teachers) else "dynamic"
+    names = {teacher.objective.name for teacher in teachers}
+    return 1.0 if names == {"path-kl"} else "dynamic"
 
 
 def _student(settings: StudentConfig, given: LoadedModel | None) -> LoadedModel:

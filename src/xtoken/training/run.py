@@ -186,13 +186,14 @@ class _Run:
 
         config, student = self.participants.config, self.participants.student
         weight = config.loss.kd_weight
+        assert weight != "auto", "`gather` has settled it"
         return XTokenTrainer(
             student.model,
             [teacher.online() for teacher in self.participants.teachers],
             trainer_arguments(config, folder, saves=self.folder is not None, quiet=self.quiet),
             self.data,
             student_vocab_size=student.vocabulary.size,
-            kd_weight="dynamic" if weight == "auto" else weight,  # `auto` is left where there is no teacher to weigh
+            kd_weight=weight,
             ce_weight=config.loss.ce_weight,
             callbacks=[stop, CheckpointFiles(list(student.tokenizer_files))],
         )

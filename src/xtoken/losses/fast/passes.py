@@ -9,7 +9,7 @@ to. Its chunks and later rows are in the order of the student's rows, so a walke
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class Pass(Protocol):
         """Turns the student's probabilities at some later rows [n, V_S] into scale * d value / d logits."""
 
 
+@runtime_checkable
 class PlanningKernel(Protocol):
     """A loss that plans a batch by itself."""
 
@@ -73,9 +74,7 @@ Kernel = ChunkKernel | PlanningKernel
 
 def plan(kernel: Kernel, index: ChunkIndex) -> Pass:
     """The batch as a loss walks it."""
-    own = getattr(kernel, "plan", None)
-    found: Pass = ChainPass(kernel, index) if own is None else own(index)  # type: ignore[arg-type]
-    return found
+    return kernel.plan(index) if isinstance(kernel, PlanningKernel) else ChainPass(kernel, index)
 
 
 class ChainPass:

@@ -79,8 +79,9 @@ def split_roots(student: Ints, teacher: Ints) -> SplitRoots:
         teacher: int64 [V_T].
     """
     size = 1 + max(student.max(initial=NO_ROOT), teacher.max(initial=NO_ROOT)) - NO_ROOT
-    student, teacher = student - NO_ROOT, teacher - NO_ROOT
+    student, teacher, none = student - NO_ROOT, teacher - NO_ROOT, 0
     n_s, n_t = np.bincount(student, minlength=size), np.bincount(teacher, minlength=size)
+    n_s[none] = n_t[none] = 0
     alone = (n_s == 1) & (n_t == 1)
     several = (n_s > 0) & ~alone
     teacher_of = np.zeros(size, np.int64)
@@ -195,10 +196,6 @@ class _Block:
         self.swap_group = nodes.swaps.numbers["group"][self.swap_at] - first
         self.swap_token = nodes.swaps.numbers["token"][self.swap_at]
 
-    def at_first_rows(self, probs: Tensor) -> Tensor:
-        """The members' probabilities at their chunks' first rows."""
-        return _wide(probs[self.chunk[self.member_visit], self.member_token])
-
     def by_group(self, values: Tensor, group: Tensor) -> Tensor:
         return values.new_zeros(self.n_groups).index_add_(0, group, values)
 
@@ -249,18 +246,47 @@ class _Swaps:
     Attributes:
         values: one a swap.
         counts: 1 or 0, whether it does.
+        on_token: 1 / q, or 0.
         on_class: 1 / Q, or 0.
     """
 
     values: Tensor
     counts: Tensor
+    on_token: Tensor
     on_class: Tensor
 
     @classmethod
     def of(cls, token: Tensor, credited: Tensor) -> _Swaps:
         counts = (token > 0) & (credited > 0)
         token, credited = torch.where(counts, token, 1), torch.where(counts, credited, 1)
-        return cls(credited.log() - token.log(), counts.to(token.dtype), torch.where(counts, 1 / credited, 0))
+        on_token, on_class = (torch.where(counts, 1 / x, 0) for x in (token, credited))
+        return cls(credited.log() - token.log(), counts.to(token.dtype), on_token, on_class)
+
+
+@dataclass(frozen=True)
+class _RootSwaps:
+    """Swaps at the first rows of a block, with their gradient's places: swap, token and probability.
+
+    Attributes:
+        chunk: of each swap, counted from the block's first.
+        swaps: the swaps.
+        placed: what takes the place.
+        credited: whose place it takes.
+        is_bare: whether that is nothing: -log q alone.
+    """
+
+    chunk: Tensor
+    swaps: _Swaps
+    placed: tuple[Tensor, Tensor, Tensor]
+    credited: tuple[Tensor, Tensor, Tensor]
+    is_bare: Tensor
+
+    def add_to(self, direct: Tensor, on_probs: Tensor) -> Tensor:
+        """Adds the gradient; returns the values by chunk."""
+        for (swap, token, probs), pull in ((self.placed, -self.swaps.on_token), (self.credited, self.swaps.on_class)):
+            _add_at(direct, self.chunk[swap], token, probs * pull[swap])
+        on_probs.index_add_(0, self.chunk, (self.swaps.counts * self.is_bare).to(on_probs.dtype))
+        return direct.new_zeros(len(direct)).index_add_(0, self.chunk, self.swaps.values.to(direct.dtype))
 
 
 class _Ended:
@@ -287,8 +313,11 @@ class _PathPass:
         self.student, self.teacher = (_Nodes(v, n_chunks, device) for v in (found.student, found.teacher))
         self.later = self.teacher.rows
         swaps = found.root_swaps
-        self.root_swaps = _Listed(swaps.chunk, n_chunks, device, token=swaps.token)
-        self.root_members = _Listed(swaps.swap, len(swaps.chunk), device, token=swaps.member)
+        self.root_swaps = _Listed(swaps.chunk, n_chunks, device)
+        self.placed, self.credited = (
+            _Listed(swap, len(swaps.chunk), device, token=token) for swap, token in (swaps.placed, swaps.credited)
+        )
+        self.is_bare = torch.from_numpy(np.diff(self.credited.bounds) == 0).to(device)
         self.stays = torch.from_numpy(found.stays).to(device)
         self.ended_s, self.ended_t = (_Ended(*pair, n_chunks, device) for pair in (found.ended_s, found.ended_t))
 
@@ -306,14 +335,15 @@ class _PathPass:
         probs_t, tail, total = _teacher_probs(teacher, *self.ended_s.at(at), self.teacher_vocab_size, scratch)
         own, others = _Block(self.student, at), _Block(self.teacher, at)
         label = self._label(own)
-        inside = own.at_first_rows(student.probs)
+        inside = _probs_at(student, own.chunk[own.member_visit], own.member_token)
         mass = own.by_group(inside, own.member_group)
         forward = _node_kl(label, mass, own)
-        swaps = _Swaps.of(_wide(student.probs[own.chunk[own.swap_visit], own.swap_token]), mass[own.swap_group])
+        swaps = _Swaps.of(_probs_at(student, own.chunk[own.swap_visit], own.swap_token), mass[own.swap_group])
         mirror, mirror_swaps = self._mirror(others, probs_t, own, label)
+        root_swaps = self._root_swaps(at, student)
         roots = _root_kl(self.roots, student, probs_t, tail, scratch)
-        direct = roots.direct
-        texts = self._swap_roots(at, student, direct)
+        direct, on_probs = roots.direct, (roots.reached > 0).to(roots.values.dtype)
+        texts = root_swaps.add_to(direct, on_probs)
 
         nodes = torch.zeros_like(roots.values)
         is_text = self.teacher.is_text[others.visits]
@@ -327,11 +357,10 @@ class _PathPass:
         by_member = inside * (forward.whole[own.member_visit] + on_group[own.member_group])
         _add_at(direct, own.chunk[own.member_visit], own.member_token, by_member)
         _add_at(direct, own.chunk[own.swap_visit], own.swap_token, -swaps.counts)
-        learns = (roots.reached > 0).to(nodes.dtype)
         uncovered = (total - roots.reached).clamp_(min=0)
         parts = {"node_kl": nodes, "text_nll": texts}
         values = roots.values + nodes + texts
-        return KernelResult(values, direct, learns, None, parts, {"uncovered_mass": uncovered})
+        return KernelResult(values, direct, on_probs, None, parts, {"uncovered_mass": uncovered})
 
     def later_gradient(self, at: slice, probs: Tensor, scale: float | Tensor) -> None:
         probs.mul_((scale * self._on_rest[at]).to(probs.dtype).unsqueeze(1))
@@ -340,18 +369,19 @@ class _PathPass:
         (row, token), entries = _places(self.teacher.swaps, at)
         _add_at(probs, row, token, scale * self._on_swapped_in[entries])
 
-    def _swap_roots(self, at: slice, student: Rows, direct: Tensor) -> Tensor:
-        """The values of the swaps with a whole root, by chunk; their gradient is added to `direct`."""
-        entries = self.root_swaps.slice_of(at.start, at.stop)
-        chunk, token = self.root_swaps.owner[entries] - at.start, self.root_swaps.numbers["token"][entries]
-        inside = self.root_members.slice_of(entries.start, entries.stop)
-        swap, member = self.root_members.owner[inside] - entries.start, self.root_members.numbers["token"][inside]
-        by_member = _wide(student.probs[chunk[swap], member])
-        credited = by_member.new_zeros(len(chunk)).index_add_(0, swap, by_member)
-        found = _Swaps.of(_wide(student.probs[chunk, token]), credited)
-        _add_at(direct, chunk, token, -found.counts)
-        _add_at(direct, chunk[swap], member, by_member * found.on_class[swap])
-        return direct.new_zeros(len(direct)).index_add_(0, chunk, found.values.to(direct.dtype))
+    def _root_swaps(self, at: slice, student: Rows) -> _RootSwaps:
+        """The swaps with a whole root."""
+        swaps = self.root_swaps.slice_of(at.start, at.stop)
+        chunk, n = self.root_swaps.owner[swaps] - at.start, swaps.stop - swaps.start
+        read = []
+        for listed in (self.placed, self.credited):
+            (swap, token), _ = _places(listed, swaps)
+            probs = _probs_at(student, chunk[swap], token)
+            read.append((swap, token, probs, probs.new_zeros(n).index_add_(0, swap, probs)))
+        placed, credited = read
+        is_bare = self.is_bare[swaps]  # nothing was credited, so nothing is taken back
+        found = _Swaps.of(placed[3], torch.where(is_bare, 1, credited[3]))
+        return _RootSwaps(chunk, found, placed[:3], credited[:3], is_bare)
 
     def _label(self, own: _Block) -> Tensor:
         """[G], what the teacher says of the student's tokens: its distribution after the pieces so far."""
@@ -361,7 +391,9 @@ class _PathPass:
 
     def _mirror(self, others: _Block, probs_t: Tensor, own: _Block, label_s: Tensor) -> tuple[_NodeKL, _Swaps]:
         """The nodes of the teacher's tokens, and their gradient at the student's later rows."""
-        mass_t = others.by_group(others.at_first_rows(probs_t), others.member_group)
+        mass_t = others.by_group(
+            _wide(probs_t[others.chunk[others.member_visit], others.member_token]), others.member_group
+        )
         begins = others.by_visit(mass_t)
         label = mass_t / torch.where(begins > 0, begins, 1)[others.group_visit]
         # Where the student might have gone on from the same root, the label is of the texts where it did not.
@@ -512,6 +544,11 @@ def _places(listed: _Listed, at: slice) -> tuple[tuple[Tensor, Tensor], slice]:
     """Row and column of the entries of some visits in a matrix of their rows, and where these entries lie."""
     entries = listed.slice_of(at.start, at.stop)
     return (listed.owner[entries] - at.start, listed.numbers["token"][entries]), entries
+
+
+def _probs_at(student: Rows, row: Tensor, token: Tensor) -> Tensor:
+    """Single probabilities of the first rows, wide: an exponential of what float32 still tells apart."""
+    return _wide(student.log_probs[row, token]).exp_()
 
 
 def _add_at(matrix: Tensor, row: Tensor, column: Tensor, values: Tensor) -> None:

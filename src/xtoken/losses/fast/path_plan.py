@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken.errors import XTokenError
 from xtoken.losses.index import ChunkIndex
 from xtoken.projection.tries import END, NO_NODE, NO_ROOT, PathTries, Trie, ranges
 
@@ -65,19 +66,17 @@ class Visits:
 
 @dataclass(frozen=True)
 class RootSwaps:
-    """Chunks whose student token takes the place of a whole root, or of all tokens that are cut as it is.
+    """Chunks whose student token, or its class, takes the place of a whole root, or of all tokens cut as it is.
 
     Attributes:
         chunk: int64 [n], rising.
-        token: int64 [n], the student's.
-        swap: int64 [m], rising, the swap that each member belongs to.
-        member: int64 [m], the student's tokens of that class, of every swap.
+        placed: the swap of each and the student's tokens that take the place, swap by swap.
+        credited: the same of those whose place they take; none where the teacher's token has no root.
     """
 
     chunk: Ints
-    token: Ints
-    swap: Ints
-    member: Ints
+    placed: tuple[Ints, Ints]
+    credited: tuple[Ints, Ints]
 
 
 @dataclass(frozen=True)
@@ -174,8 +173,13 @@ def plan_paths(tries: PathTries, index: ChunkIndex) -> PathPlan:
     Args:
         tries: of the pair.
         index: the chunks; it is copied to the host where it is not there.
+
+    Raises:
+        XTokenError: a token is outside its vocabulary.
     """
     found = {name: tensor.cpu().numpy() for name, tensor in index.tensors().items()}
+    for side, size in zip(("student", "teacher"), tries.shape, strict=True):
+        _check_ids(found[f"{side}_tokens"], side, size)
     student, teacher = (
         _Side(
             found[f"{side}_tokens"], spelling[found[f"{side}_tokens"]], found[f"{side}_rows"], found[f"{side}_starts"]
@@ -214,6 +218,14 @@ def plan_paths(tries: PathTries, index: ChunkIndex) -> PathPlan:
         _continuations(tries.student, student, teacher.first, is_next),
         _ended(listed_t, mirror, is_next),
     )
+
+
+def _check_ids(tokens: Ints, side: str, size: int) -> None:
+    if len(tokens) and not (tokens.min() >= 0 and tokens.max() < size):
+        wrong = int(tokens.max() if tokens.min() >= 0 else tokens.min())
+        raise XTokenError(
+            f"the chunks hold the {side} token {wrong}, but the tries were built for a {side} of {size} tokens"
+        )
 
 
 def _walk(trie: Trie, first: Ints, other: _Side, is_next: Bools) -> _Walk:
@@ -329,22 +341,49 @@ def _with_text(visits: Visits, student: _Side, walk: _Walk) -> tuple[Visits, Int
 
 
 def _root_swaps(tries: PathTries, student: _Side, teacher: _Side, forward: _Walk) -> RootSwaps:
-    """Where the teacher's token is not the first piece of the student's, or several tokens have all its pieces."""
-    first_s, first_t = student.first, teacher.first
-    is_swapped = tries.student.first_pieces[first_s] != first_t
+    """Where the teacher's token is not the first piece of the student's, or that piece is no root, or several tokens
+    have all its pieces."""
+    trie, first_s, first_t = tries.student, student.first, teacher.first
+    begins_so = trie.first_pieces[first_s] == first_t
     members, starts = tries.students_by_root
-    root = tries.teacher_roots[first_t] - NO_ROOT
+    root = tries.teacher_roots[first_t]
     # In place of a class of its own a token changes nothing.
-    is_swapped &= (tries.student_roots[first_s] - NO_ROOT != root) | (starts[root + 1] - starts[root] > 1)
-    chunk = np.flatnonzero(is_swapped)
-    swap, at = ranges(starts[root[chunk]], starts[root[chunk] + 1])
-    alike, of_alike, member = _cut_alike(tries.student, student, teacher, forward)
-    chunk, order = np.concatenate([chunk, alike]), np.argsort(np.concatenate([chunk, alike]), kind="stable")
+    is_alone = (tries.student_roots[first_s] == root) & (root != NO_ROOT)
+    is_alone[is_alone] = np.diff(starts)[root[is_alone]] == 1
+    swapped = np.flatnonzero((~begins_so | (tries.student_roots[first_s] == NO_ROOT)) & ~is_alone)
+    root, node = root[swapped], trie.child(np.full(len(swapped), NO_NODE), first_t[swapped])
+    node = np.where(begins_so[swapped], node, NO_NODE)  # its nodes tell its tokens apart
+    owner, at = _ranges_where(trie.member_starts, node, NO_NODE)
+    alone = np.flatnonzero(node == NO_NODE)
+    placed = np.concatenate([owner, alone]), np.concatenate([trie.members[at], _first_ids(student, swapped[alone])])
+    owner, at = _ranges_where(starts, root, NO_ROOT)
+    credited = owner, members[at]
+
+    chunk, of_alike, alike = _cut_alike(trie, student, teacher, forward)
+    n = len(swapped)
+    chunk, order = np.concatenate([swapped, chunk]), np.argsort(np.concatenate([swapped, chunk]), kind="stable")
     place = np.argsort(order, kind="stable")
-    swap = place[np.concatenate([swap, of_alike + int(is_swapped.sum())])]
-    by_swap = np.argsort(swap, kind="stable")
-    member = np.concatenate([members[at], member])[by_swap]
-    return RootSwaps(chunk[order], student.ids[student.starts[chunk[order]]], swap[by_swap], member)
+    more = np.arange(n, len(chunk)), _first_ids(student, chunk[n:])
+    return RootSwaps(chunk[order], _by_swap(placed, more, place), _by_swap(credited, (of_alike + n, alike), place))
+
+
+def _first_ids(side: _Side, chunks: Ints) -> Ints:
+    return side.ids[side.starts[chunks]]
+
+
+def _ranges_where(starts: Ints, number: Ints, missing: int) -> tuple[Ints, Ints]:
+    """`ranges` of the numbered stretches, none for one that is missing."""
+    begins, ends = np.zeros_like(number), np.zeros_like(number)
+    has = number != missing
+    begins[has], ends[has] = starts[number[has]], starts[number[has] + 1]
+    return ranges(begins, ends)
+
+
+def _by_swap(one: tuple[Ints, Ints], other: tuple[Ints, Ints], place: Ints) -> tuple[Ints, Ints]:
+    """Two lists of swaps and tokens as one, in the order of the swaps' places."""
+    swap, token = (np.concatenate(pair) for pair in zip(one, other, strict=True))
+    order = np.argsort(place[swap], kind="stable")
+    return place[swap][order], token[order]
 
 
 def _cut_alike(trie: Trie, student: _Side, teacher: _Side, forward: _Walk) -> tuple[Ints, Ints, Ints]:
@@ -400,6 +439,6 @@ def _ended(listing: _Listing, walk: _Walk, is_next: Bools) -> tuple[Ints, Ints]:
     Only where a node has told that it stopped: what is taken out of the student's row is not taught there.
     """
     visit, token, group = listing.children
-    counts = (walk.own == END) & is_next[walk.chunk]
+    counts = (walk.own == END) & walk.is_last & is_next[walk.chunk]
     kept = counts[visit] & (group != walk.other[visit])
     return walk.chunk[visit[kept]] + 1, token[kept]
