@@ -154,8 +154,8 @@ def _not_caught(plan: PathPlan) -> np.ndarray:
     found = []
     for visits in (plan.student, plan.teacher):
         has_end = np.zeros(len(visits.chunk), bool)
-        ends = visits.group_starts[visits.members.visit] == visits.members.group
-        has_end[visits.members.visit[ends]] = True
+        members = visits.members.of(slice(0, len(visits.chunk)), visits.group_starts)
+        has_end[members.visit[visits.group_starts[members.visit] == members.group]] = True
         found.append(visits.chunk[~has_end & ~visits.is_text])
     return np.concatenate(found)
 

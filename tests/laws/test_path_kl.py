@@ -16,7 +16,7 @@ from torch import Tensor
 from xtoken.errors import XTokenError
 from xtoken.losses import ChunkIndex, PathKL, SameTokenizerKL
 from xtoken.losses.fast import walk
-from xtoken.losses.fast.path_plan import PathPlan, plan_paths
+from xtoken.losses.fast.path_plan import Entries, PathPlan, Visits, plan_paths
 from xtoken.projection.tries import tries_from_pieces
 from xtoken.teachers import DenseSignal, LogitSignal, signal_from_logits
 
@@ -398,8 +398,7 @@ def test_the_plan_of_a_batch_is_the_plans_of_its_sequences() -> None:
                 visits, (n, groups) = getattr(plan, side), counted[side]
                 found |= {f"{side} chunk": visits.chunk + chunks, f"{side} row": visits.row + row}
                 found |= {f"{side} text": visits.is_text, f"{side} groups": np.diff(visits.group_starts)}
-                for name in ("members", "children", "swaps"):
-                    entries = getattr(visits, name)
+                for name, entries in entries_of(visits).items():
                     found |= {f"{side} {name} visit": entries.visit + n, f"{side} {name} token": entries.token}
                     found[f"{side} {name} group"] = entries.group + groups
                 counted[side] = [n + len(visits.chunk), groups + int(visits.group_starts[-1])]
@@ -418,15 +417,20 @@ def test_the_plan_of_a_batch_is_the_plans_of_its_sequences() -> None:
         assert expected["student members token"] or expected["teacher members token"]
 
 
+def entries_of(visits: Visits) -> dict[str, Entries]:
+    members = visits.members.of(slice(0, len(visits.chunk)), visits.group_starts)
+    return {"members": members, "children": visits.children, "swaps": visits.swaps}
+
+
 def listed(plan: PathPlan) -> dict[str, list[int]]:
     found = {"first_s": plan.first_s, "first_t": plan.first_t, "stays": plan.stays, "swaps": plan.root_swaps.chunk}
     for side in ("student", "teacher"):
         visits = getattr(plan, side)
         found |= {f"{side} chunk": visits.chunk, f"{side} row": visits.row}
         found |= {f"{side} text": visits.is_text, f"{side} groups": np.diff(visits.group_starts)}
-        for name in ("members", "children", "swaps"):
+        for name, entries in entries_of(visits).items():
             for what in ("visit", "token", "group"):
-                found[f"{side} {name} {what}"] = getattr(getattr(visits, name), what)
+                found[f"{side} {name} {what}"] = getattr(entries, what)
     for name in ("ended_s", "ended_t"):
         found[f"{name} chunk"], found[f"{name} token"] = getattr(plan, name)
     for name in ("placed", "credited"):

@@ -148,7 +148,8 @@ class _Nodes:
         n: how many.
         rows: int64 [n].
         by_chunk: the visits by chunk.
-        members, children, swaps: by visit, with `token` and `group`.
+        members: to be listed block by block.
+        children, swaps: by visit, with `token` and `group`.
         group_visit: int64 [G], the visit of every group.
         group_starts: int64 [n + 1] on the host.
         ends: int64 [n], the group END of each.
@@ -160,8 +161,8 @@ class _Nodes:
         self.n = len(visits.chunk)
         self.rows = torch.from_numpy(visits.row).to(device)
         self.by_chunk = _Listed(visits.chunk, n_chunks, device)
-        listed = (visits.members, visits.children, visits.swaps)
-        self.members, self.children, self.swaps = (self._entries(e, device) for e in listed)
+        self.members, self.device = visits.members, device
+        self.children, self.swaps = (self._entries(e, device) for e in (visits.children, visits.swaps))
         self.group_starts = visits.group_starts
         group_visit = np.repeat(np.arange(self.n), np.diff(visits.group_starts))
         is_end = np.zeros(int(visits.group_starts[-1]), bool)
@@ -187,10 +188,11 @@ class _Block:
         self.child_at = nodes.children.slice_of(at.start, at.stop)
         self.child_visit = nodes.children.owner[self.child_at] - at.start
         self.child_group = nodes.children.numbers["group"][self.child_at] - first
-        member_at = nodes.members.slice_of(at.start, at.stop)
-        self.member_visit = nodes.members.owner[member_at] - at.start
-        self.member_group = nodes.members.numbers["group"][member_at] - first
-        self.member_token = nodes.members.numbers["token"][member_at]
+        members = nodes.members.of(at, nodes.group_starts)
+        self.member_visit, self.member_group, self.member_token = (
+            torch.from_numpy(x).to(nodes.device)
+            for x in (members.visit - at.start, members.group - first, members.token)
+        )
         self.swap_at = nodes.swaps.slice_of(at.start, at.stop)
         self.swap_visit = nodes.swaps.owner[self.swap_at] - at.start
         self.swap_group = nodes.swaps.numbers["group"][self.swap_at] - first

@@ -16,7 +16,7 @@ from xtoken.errors import XTokenError
 from xtoken.losses.index import ChunkIndex
 from xtoken.projection.tries import END, NO_NODE, NO_ROOT, PathTries, Trie, ranges
 
-__all__ = ["Entries", "PathPlan", "RootSwaps", "Visits", "plan_paths"]
+__all__ = ["Entries", "Members", "PathPlan", "RootSwaps", "Visits", "plan_paths"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -40,6 +40,34 @@ class Entries:
 
 
 @dataclass(frozen=True)
+class Members:
+    """The tokens that reach each visit's node, listed when they are asked for: a node may have thousands.
+
+    Attributes:
+        trie: whose nodes they are.
+        node: int64 [n], of each visit; `NO_NODE` for none.
+        joins_end: int64 [n], the group that counts as END there; `END` for none other.
+    """
+
+    trie: Trie
+    node: Ints
+    joins_end: Ints
+
+    def of(self, visits: slice, group_starts: Ints) -> Entries:
+        """Those of some visits.
+
+        Args:
+            visits: which.
+            group_starts: int64 [n + 1], groups of each visit of all.
+        """
+        visit, at = _ranges_where(self.trie.member_starts, self.node[visits], NO_NODE)
+        group = self.trie.member_groups[at]
+        visit += visits.start
+        group = np.where(group == self.joins_end[visit], END, group)
+        return Entries(visit, self.trie.members[at], group_starts[visit] + group)
+
+
+@dataclass(frozen=True)
 class Visits:
     """Visits to the nodes of one side's trie, chunk by chunk and within a chunk by depth.
 
@@ -59,7 +87,7 @@ class Visits:
     row: Ints
     group_starts: Ints
     is_text: Bools
-    members: Entries
+    members: Members
     children: Entries
     swaps: Entries
 
@@ -269,18 +297,16 @@ def _walk(trie: Trie, first: Ints, other: _Side, is_next: Bools) -> _Walk:
 
 @dataclass(frozen=True)
 class _Listing:
-    """Members and children of some visits: (visit, token, group within the visit)."""
+    """Members of some visits, and children as (visit, token, group within the visit)."""
 
     n_groups: Ints
-    members: tuple[Ints, Ints, Ints]
+    members: Members
     children: tuple[Ints, Ints, Ints]
 
     def visits(self, chunk: Ints, row: Ints, swaps: tuple[Ints, Ints, Ints]) -> Visits:
         starts = np.concatenate([[0], np.cumsum(self.n_groups)])
-        entries = (
-            Entries(visit, token, starts[visit] + group) for visit, token, group in (self.members, self.children, swaps)
-        )
-        return Visits(chunk, row, starts, np.zeros(len(chunk), bool), *entries)
+        entries = (Entries(visit, token, starts[visit] + group) for visit, token, group in (self.children, swaps))
+        return Visits(chunk, row, starts, np.zeros(len(chunk), bool), self.members, *entries)
 
 
 def _listed(trie: Trie, walk: _Walk, joins_end: bool = False) -> _Listing:
@@ -289,16 +315,12 @@ def _listed(trie: Trie, walk: _Walk, joins_end: bool = False) -> _Listing:
     With `joins_end` the group of the next chunk's first token counts as END where the token ended all the same: that
     token is told of by its own chunk.
     """
-    joining = np.where(joins_end & walk.is_last & walk.differs, walk.other, -1)
-
-    def entries(starts: Ints, tokens: Ints, groups: Ints) -> tuple[Ints, Ints, Ints]:
-        visit, at = ranges(starts[walk.node], starts[walk.node + 1])
-        return visit, tokens[at], np.where(groups[at] == joining[visit], END, groups[at])
-
-    members = entries(trie.member_starts, trie.members, trie.member_groups)
-    visit, token, group = entries(trie.child_starts, trie.children, trie.child_groups)
-    apart = group != END
-    return _Listing(trie.n_groups[walk.node], members, (visit[apart], token[apart], group[apart]))
+    joining = np.where(joins_end & walk.is_last & walk.differs, walk.other, END)
+    visit, at = ranges(trie.child_starts[walk.node], trie.child_starts[walk.node + 1])
+    token, group = trie.children[at], trie.child_groups[at]
+    apart = group != joining[visit]
+    children = visit[apart], token[apart], group[apart]
+    return _Listing(trie.n_groups[walk.node], Members(trie, walk.node, joining), children)
 
 
 def _with_text(visits: Visits, student: _Side, walk: _Walk) -> tuple[Visits, Ints]:
@@ -328,12 +350,17 @@ def _with_text(visits: Visits, student: _Side, walk: _Walk) -> tuple[Visits, Int
         visit = place[visit][by_visit]
         return Entries(visit, token[by_visit], starts[visit] + group[by_visit])
 
+    members, none = visits.members, np.full(n_text, NO_NODE)
     found = Visits(
         chunk[order],
         row[order],
         starts,
         np.concatenate([visits.is_text, np.ones(n_text, bool)])[order],
-        moved(visits.members),
+        Members(
+            members.trie,
+            np.concatenate([members.node, none])[order],
+            np.concatenate([members.joins_end, np.full(n_text, END)])[order],
+        ),
         moved(visits.children, also=True),
         moved(visits.swaps),
     )
