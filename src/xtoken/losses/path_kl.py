@@ -178,7 +178,8 @@ class _Reference:
             texts = texts + _swap(q0[chunk.student_ids[0]], q0[alike].sum())
         for visit in mirror:
             mass = {piece: self.q_of(visit.row, piece) for piece in visit.groups if piece != END}
-            mass[END] = 1 - sum(mass.values())
+            rest = [i for i, spelling in enumerate(self.spelled_s) if spelling not in mass]
+            mass[END] = self.q[visit.row][rest].sum()
             begin_so = {piece: p0[tokens].sum() for piece, tokens in visit.groups.items()}
             if visit.is_last and visit.own != visit.other:
                 # The next chunk tells of the student's next token, so here its group only counts as END.
