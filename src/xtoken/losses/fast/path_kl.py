@@ -365,7 +365,9 @@ class _PathPass:
         return KernelResult(values, direct, on_probs, None, parts, {"uncovered_mass": uncovered})
 
     def later_gradient(self, at: slice, probs: Tensor, scale: float | Tensor) -> None:
-        probs.mul_((scale * self._on_rest[at]).to(probs.dtype).unsqueeze(1))
+        # Where END's mass is below what this type holds, its tokens' gradient is lost, and no number is infinite.
+        largest = 1 / torch.finfo(probs.dtype).tiny
+        probs.mul_((scale * self._on_rest[at].clamp(-largest, largest)).to(probs.dtype).unsqueeze(1))
         place, entries = _places(self.teacher.children, at)
         probs[place] = (scale * self._on_children[entries]).to(probs.dtype)
         (row, token), entries = _places(self.teacher.swaps, at)
