@@ -80,7 +80,7 @@ class TeacherConfig(_ModelSection):
     dtype: Dtype = Field(default="auto", description="Of the weights; auto is bfloat16 on a GPU and float32 on a CPU.")
     name: str | None = Field(default=None, description="Its name in the logs; by default the last part of model.")
     loss: LossName = Field(default="auto", description="auto audits the two tokenizers and picks p-kl, h-kl or same.")
-    weight: Positive = Field(default=1.0, description="Its static weight in the sum over teachers.")
+    weight: Positive = Field(default=1.0, description="Its weight in the sum over teachers, if these are static.")
     merge: Literal["chain", "mean", "first"] | None = Field(
         default=None,
         description="How a chunk of several tokens becomes one distribution (default chain); not for path-kl or same.",
@@ -117,6 +117,11 @@ class DataConfig(_Section):
         default=4096,
         description="The longest document in tokens, of the student and of each teacher; a longer one is cut.",
     )
+    packing: Literal["none", "documents", "concatenate"] = Field(
+        default="none",
+        description="Fill each sequence up to the context: documents keeps them apart, concatenate lets each see those "
+        "before it, none gives each a sequence of its own. optim.batch_size counts sequences.",
+    )
     append_eos: bool = Field(default=True, description="End every document with the tokenizer's end-of-document token.")
     alignment: Literal["bytes", "dp", "surface"] = Field(
         default="bytes",
@@ -150,6 +155,23 @@ class LossConfig(_Section):
         "teacher teaches by path-kl, whose nats are the cross-entropy's own, and dynamic elsewhere.",
     )
     ce_weight: NonNegative = Field(default=1.0, description="The weight of the cross-entropy.")
+    kd_warmup: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        default=0.0, description="The share of the steps over which the teachers' sum is faded in."
+    )
+    teacher_weights: Literal["static", "ce", "entropy", "max_prob"] = Field(
+        default="static",
+        description="What weighs the teachers: their own weights, or how sure each is of the text, by its "
+        "cross-entropy, its entropy or its largest probability.",
+    )
+    alpha: NonNegative | None = Field(
+        default=None, description="How much that counts: softmax(alpha * score) over the teachers (default 1)."
+    )
+
+    @model_validator(mode="after")
+    def _alpha_needs_scores(self) -> LossConfig:
+        if self.alpha is not None and self.teacher_weights == "static":
+            raise ValueError("alpha has no effect with static teacher_weights")
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> LossConfig:
@@ -211,6 +233,12 @@ class RunConfig(_Section):
     def _settings_have_effect(self) -> RunConfig:
         if not self.teachers and self.loss.kd_weight not in ("auto", "dynamic"):
             raise ValueError("loss.kd_weight has no effect without teachers")
+        if self.loss.teacher_weights != "static" and len(self.teachers) < 2:
+            raise ValueError("loss.teacher_weights has no effect with fewer than two teachers")
+        if self.loss.teacher_weights != "static" and any(t.weight != 1 for t in self.teachers):
+            raise ValueError(f"teachers' weight has no effect with loss.teacher_weights {self.loss.teacher_weights}")
+        if not self.teachers and self.loss.kd_warmup:
+            raise ValueError("loss.kd_warmup has no effect without teachers")
         if not self.teachers and self.data.alignment != "bytes":
             raise ValueError("data.alignment has no effect without teachers")
         if not self.teachers and self.loss.ce_weight == 0:

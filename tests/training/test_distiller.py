@@ -47,25 +47,25 @@ def test_the_ranks_a_config_asks_for_reach_the_loss(loss: str) -> None:
 def test_fixed_weights_add_up_as_written() -> None:
     distiller = Distiller([online("a", 0.8), online("b", 0.2)], STUDENT.size, kd_weight=0.5, ce_weight=2.0)
     terms = Terms(term(6.0, 2), {"a": term(10.0, 4), "b": term(9.0, 3)})
-    loss, factor = distiller.combine(terms, Counts(torch.tensor(4), {"a": torch.tensor(8), "b": torch.tensor(6)}))
+    loss, weighing = distiller.combine(terms, Counts(torch.tensor(4), {"a": torch.tensor(8), "b": torch.tensor(6)}))
     assert loss.item() == pytest.approx(2.0 * 6 / 4 + 0.5 * (0.8 * 10 / 8 + 0.2 * 9 / 6))
-    assert factor.item() == 0.5
+    assert weighing.factor.item() == 0.5
 
 
 def test_dynamic_scaling_pins_the_value_and_not_the_gradient_of_the_factor() -> None:
     distiller = Distiller([online()], STUDENT.size)
     terms = Terms(term(6.0, 2), {"t": term(10.0, 4)})
-    loss, factor = distiller.combine(terms, Counts(torch.tensor(4), {"t": torch.tensor(8)}))
+    loss, weighing = distiller.combine(terms, Counts(torch.tensor(4), {"t": torch.tensor(8)}))
     assert loss.item() == pytest.approx(2 * 6 / 4)
-    assert factor.item() == pytest.approx((6 / 4) / (10 / 8))
+    assert weighing.factor.item() == pytest.approx((6 / 4) / (10 / 8))
     loss.backward()
-    assert terms.teachers["t"].total.grad == pytest.approx(factor.item() / 8)
+    assert terms.teachers["t"].total.grad == pytest.approx(weighing.factor.item() / 8)
     assert terms.cross_entropy.total.grad == pytest.approx(1 / 4)
 
 
 def test_without_teachers_the_loss_is_the_cross_entropy() -> None:
-    loss, factor = Distiller([], STUDENT.size).combine(Terms(term(6.0, 2), {}), Counts(torch.tensor(4), {}))
-    assert (loss.item(), factor.item()) == (1.5, 0.0)
+    loss, weighing = Distiller([], STUDENT.size).combine(Terms(term(6.0, 2), {}), Counts(torch.tensor(4), {}))
+    assert (loss.item(), weighing.factor.item()) == (1.5, 0.0)
 
 
 def test_a_batch_without_chunks_or_labels_costs_nothing_and_is_no_nan() -> None:

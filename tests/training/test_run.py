@@ -25,12 +25,14 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    TrainerCallback,
+    TrainingArguments,
 )
 
 from training import tiny
 from xtoken.config import parse_config
-from xtoken.errors import XTokenError
-from xtoken.training import LoadedModel, distil, models, run
+from xtoken.errors import DivergedError, XTokenError
+from xtoken.training import LoadedModel, Side, XTokenTrainer, distil, models, prepare, run, texts_from_list
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import StopRequest, stop_on_interrupt
 from xtoken.training.participants import gather
@@ -246,19 +248,51 @@ def broken_student() -> LoadedModel:
     return learner
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_null_in_the_metrics(tmp_path: Path) -> None:
-    with pytest.raises(XTokenError, match=r"step 1: kd/teacher-0 is nan.* last checkpoint is none"):
-        in_memory(settings(tmp_path / "out"), broken_student())
-    (line,) = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert (found["step"], found["ce"], found["kd"]) == (1, None, None)
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_student_is_changed(tmp_path: Path) -> None:
+    """Whatever is logged; the batches, the examples and the student of the step are kept."""
+    with pytest.raises(DivergedError, match=r"step 1: .*total of teacher 'teacher-0' .*last checkpoint is none"):
+        in_memory(settings(tmp_path / "out", output={"log_every": 100}), broken_student())
     assert not (tmp_path / "out" / "model.safetensors").exists()
+    failure = tmp_path / "out" / "failure-step-1"
+    report = json.loads((failure / "report-0.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert report["step"] == 1
+    assert report["micro_batch"] == 0
+    assert "\ttotal" in report["not_finite"]
+    assert set(report["examples"]) <= set(range(len(TEXTS)))
+    assert (failure / "student" / "model.safetensors").is_file()
 
 
-def test_steps_after_the_last_line_of_the_log_are_looked_at_too(tmp_path: Path) -> None:
-    with pytest.raises(XTokenError, match=r"step 6: ce is nan.* last checkpoint is .*checkpoint-6"):
-        in_memory(settings(tmp_path / "out", teachers=[], output={"log_every": 100}), broken_student())
-    assert not (tmp_path / "out" / "model.safetensors").exists()
+def test_a_step_that_failed_can_be_seen_again(tmp_path: Path) -> None:
+    """A weight that overflows on step 3: what was kept gives the same NaN, from the student the step found."""
+
+    class Breaks(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if state.global_step == 2:
+                model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("inf")
+
+    data = prepare(texts_from_list(TEXTS), Side(tiny.packed(), 64), [])
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=4, save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False
+    )
+    trainer = XTokenTrainer(tiny.student().model, args=arguments, train_dataset=data, callbacks=[Breaks()])
+    with pytest.raises(DivergedError, match="step 3: the cross-entropy's total"):
+        trainer.train()
+    kept = load_file(tmp_path / "failure-step-3" / "batches-0.safetensors")
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "failure-step-3" / "student")
+    with torch.no_grad():
+        logits = student(input_ids=kept["0/input_ids"], attention_mask=kept["0/attention_mask"]).logits
+    assert not logits.isfinite().all()
+    report = json.loads((tmp_path / "failure-step-3" / "report-0.json").read_text())
+    for number, row in zip(report["examples"], kept["0/input_ids"], strict=True):
+        ids = data[number].ids
+        assert row[: len(ids)].tolist() == ids.tolist()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_too(tmp_path: Path) -> None:
+    student = tiny.student()
+    student.model.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(DivergedError, match="step 1: gradient is not finite"):
+        in_memory(settings(tmp_path / "out"), student)
 
 
 def test_the_first_ctrl_c_is_answered_at_once(capfd: pytest.CaptureFixture[str]) -> None:

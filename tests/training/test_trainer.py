@@ -14,6 +14,7 @@ from training import tiny
 from xtoken.config import TeacherConfig
 from xtoken.errors import XTokenError
 from xtoken.losses import PKL
+from xtoken.teachers.confidence import Adaptive
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.training import Collator, PreparedData, Side, XTokenTrainer, prepare, side_key, texts_from_list
 from xtoken.training.objectives import make_objective, projection_for
@@ -51,45 +52,74 @@ def arguments(folder: Path, **changes: Any) -> TrainingArguments:
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients that the first optimizer step is given."""
+    """Keeps the gradients that each optimizer step is given."""
 
     def __init__(self) -> None:
-        self.found: dict[str, torch.Tensor] = {}
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    @property
+    def found(self) -> dict[str, torch.Tensor]:
+        """Those of the first step."""
+        return self.steps[0]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if not self.found:
-            self.found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def gradients(folder: Path, micro: int, teachers: list[OnlineTeacher], texts: list[str] = TEXTS, **weights: Any) -> Any:
+def gradients(
+    folder: Path,
+    micro: int,
+    teachers: list[OnlineTeacher],
+    texts: list[str] = TEXTS,
+    steps: int = 1,
+    way: str = "hidden",
+    **weights: Any,
+) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, float]]]:
+    """The gradients and the lines of the log, step by step."""
     kept = Gradients()
     trainer = XTokenTrainer(
         tiny.llama(STUDENT.size + 3).double(),
         teachers,
-        arguments(folder, per_device_train_batch_size=micro, gradient_accumulation_steps=4 // micro),
+        arguments(folder, max_steps=steps, per_device_train_batch_size=micro, gradient_accumulation_steps=4 // micro),
         data(texts),
         student_vocab_size=STUDENT.size,
         callbacks=[kept],
         **weights,
     )
+    if way == "logits":
+        trainer._reader = None
     trainer.train()
-    return kept.found, trainer.state.log_history[0]
+    return kept.steps, trainer.state.log_history
 
 
+WEIGHINGS = {
+    "fixed": {"kd_weight": 0.7},
+    "dynamic": {"kd_weight": "dynamic"},
+    "faded in": {"kd_weight": "dynamic", "kd_warmup": 0.6},
+    "adaptive": {"kd_weight": "dynamic", "adaptive": Adaptive("entropy", 3.0)},
+}
+
+
+@pytest.mark.parametrize("weighing", sorted(WEIGHINGS))
 @pytest.mark.parametrize("loss", ["p-kl", "gold", "path-kl"])
-def test_gradients_do_not_depend_on_how_a_batch_is_cut_up(tmp_path: Path, loss: str) -> None:
-    whole, log_whole = gradients(tmp_path, 4, [online(loss)], kd_weight=0.7)
-    for micro in (2, 1):
-        parts, log_parts = gradients(tmp_path, micro, [online(loss)], kd_weight=0.7)
-        for name, gradient in whole.items():
-            assert torch.allclose(parts[name], gradient, rtol=1e-9, atol=1e-12), name
-        for key in ("ce", "kd", "loss", "kept_chunks"):
-            assert log_parts[key] == pytest.approx(log_whole[key], rel=1e-5)
+def test_gradients_do_not_depend_on_how_a_batch_is_cut_up(tmp_path: Path, loss: str, weighing: str) -> None:
+    """Of the first step and of a later one, from hidden states and from logits."""
+    teachers = [online(loss), online("uld", "other")] if weighing == "adaptive" else [online(loss)]
+    weights = WEIGHINGS[weighing]
+    whole, log_whole = gradients(tmp_path, 4, teachers, steps=3, **weights)
+    for micro, way in ((2, "hidden"), (1, "hidden"), (2, "logits")):
+        parts, log_parts = gradients(tmp_path, micro, teachers, steps=3, way=way, **weights)
+        assert len(whole) == len(parts) == 3
+        for step, gradient in enumerate(whole):
+            for name in gradient:
+                assert torch.allclose(parts[step][name], gradient[name], rtol=1e-8, atol=1e-11), (step, name)
+            for key in ("ce", "kd", "loss", "kept_chunks", "kd_factor"):
+                assert log_parts[step][key] == pytest.approx(log_whole[step][key], rel=1e-5), (step, key)
 
 
 def test_gradients_are_those_of_the_sums_over_the_counts(tmp_path: Path) -> None:
     teachers = [online("p-kl", "a", 0.8), online("uld", "b", 0.2)]
-    found, _ = gradients(tmp_path, 2, teachers, kd_weight=0.5)
+    (found,), _ = gradients(tmp_path, 2, teachers, kd_weight=0.5)
     model, batch = tiny.llama(STUDENT.size + 3).double(), Collator()(data().__getitems__([0, 1, 2, 3]))
     trainer = XTokenTrainer(model, teachers, arguments(tmp_path), data(), student_vocab_size=STUDENT.size)
     terms = trainer.distiller.terms(model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch)
@@ -135,8 +165,8 @@ def test_a_loss_without_a_fast_version_takes_the_students_logits(tmp_path: Path)
 
 
 def test_a_last_window_that_is_short_is_divided_by_its_own_counts(tmp_path: Path) -> None:
-    found, _ = gradients(tmp_path, 1, [online()], texts=TEXTS[:3], kd_weight=0.7)  # 3 documents in a window of 4
-    whole, _ = gradients(tmp_path, 4, [online()], texts=TEXTS[:3], kd_weight=0.7)
+    (found,), _ = gradients(tmp_path, 1, [online()], texts=TEXTS[:3], kd_weight=0.7)  # 3 documents in a window of 4
+    (whole,), _ = gradients(tmp_path, 4, [online()], texts=TEXTS[:3], kd_weight=0.7)
     for name, gradient in whole.items():
         assert torch.allclose(found[name], gradient, rtol=1e-9, atol=1e-12), name
 
@@ -152,18 +182,69 @@ def test_every_step_is_logged_with_its_raw_terms(tmp_path: Path) -> None:
         assert line["kd"] == pytest.approx(0.8 * line["kd/a"] + 0.2 * line["kd/b"], rel=1e-4)
         assert line["kd_ce_ratio"] == pytest.approx(line["kd"] / line["ce"], rel=1e-4)
         assert line["loss"] == pytest.approx(line["ce"] + line["kd_factor"] * line["kd"], rel=1e-4)
-        assert line["loss"] == pytest.approx(2 * line["ce"], rel=1e-4)  # dynamic scaling pins it
         assert 0 <= line["uncovered_mass"] == line["uncovered_mass/a"] < 1
         assert 0 < line["kept_chunks"] <= 1
         assert line["tokens_per_second"] > 0
     assert [line["ce"] for line in lines] == [line["ce"] for line in trainer.state.log_history if "ce" in line]
+    # The factor is that of the step before, and of the first step its own, which pins its loss.
+    factors = [line["ce"] / line["kd"] for line in lines]
+    assert [line["kd_factor"] for line in lines] == pytest.approx([factors[0], *factors[:-1]], rel=1e-6)
+    assert lines[0]["loss"] == pytest.approx(2 * lines[0]["ce"], rel=1e-5)
 
 
-def test_the_log_tells_the_largest_factor_of_a_micro_batch(tmp_path: Path) -> None:
-    _, parts = gradients(tmp_path, 1, [online()])
-    assert parts["kd_factor_max"] > parts["kd_factor"]
-    _, whole = gradients(tmp_path, 4, [online()])
-    assert whole["kd_factor_max"] == pytest.approx(whole["kd_factor"])
+def test_the_log_tells_the_largest_factor_of_a_step(tmp_path: Path) -> None:
+    settings = arguments(tmp_path, max_steps=4, logging_steps=4, learning_rate=0.05)
+    trainer = XTokenTrainer(tiny.llama(STUDENT.size).double(), [online()], settings, data())
+    trainer.train()
+    (line,) = (line for line in trainer.state.log_history if "kd" in line)
+    assert line["kd_factor_max"] > line["kd_factor"]
+
+
+def test_the_teachers_are_faded_in(tmp_path: Path) -> None:
+    settings = arguments(tmp_path, max_steps=8)
+    trainer = XTokenTrainer(tiny.llama(STUDENT.size), [online()], settings, data(), kd_weight=0.8, kd_warmup=0.5)
+    trainer.train()
+    factors = [line["kd_factor"] for line in trainer.state.log_history if "kd" in line]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8])
+
+
+@pytest.mark.parametrize("score", ["ce", "entropy", "max_prob"])
+def test_adaptive_weights_follow_what_the_teachers_say_of_the_text(tmp_path: Path, score: Any) -> None:
+    """By hand, from the logits of two teachers on the first step's batch."""
+    sharp, plain = online("p-kl", "sharp"), online("p-kl", "plain")
+    for parameter in sharp.model.parameters():
+        parameter.data.mul_(2)
+    settings = arguments(tmp_path, max_steps=2)
+    trainer = XTokenTrainer(
+        tiny.llama(STUDENT.size), [sharp, plain], settings, data(), kd_weight=1.0, adaptive=Adaptive(score, 2.0)
+    )
+    batch = Collator()(data().__getitems__([0, 1, 2, 3]))["teachers"][side_key(TEACHER)]
+    scores = []
+    for teacher in (sharp, plain):
+        logits = teacher.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[..., : TEACHER.size]
+        log_probs = logits.flatten(0, 1)[batch["index"]["teacher_rows"]].log_softmax(-1)
+        realised = log_probs.gather(1, batch["index"]["teacher_tokens"][:, None]).squeeze(1)
+        by_token = {
+            "ce": realised,
+            "entropy": (log_probs.exp() * log_probs).sum(-1),
+            "max_prob": log_probs.exp().amax(-1),
+        }
+        scores.append(by_token[score].mean())
+    expected = torch.softmax(2.0 * torch.stack(scores), 0).tolist()
+    trainer.train()
+    for line in trainer.state.log_history[:2]:  # the teachers do not change, and each step sees all documents
+        found = [line["teacher_weight/sharp"], line["teacher_weight/plain"]]
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert line["teacher_score/sharp"] == pytest.approx(scores[0].item(), rel=1e-6)
+        assert line["kd"] == pytest.approx(found[0] * line["kd/sharp"] + found[1] * line["kd/plain"], rel=1e-6)
+    assert abs(expected[0] - expected[1]) > 0.003
+
+
+def test_adaptive_weights_need_two_teachers(tmp_path: Path) -> None:
+    with pytest.raises(XTokenError, match="adaptive weights need two teachers or more, and there are 1"):
+        XTokenTrainer(tiny.llama(STUDENT.size), [online()], arguments(tmp_path), data(), adaptive=Adaptive("ce"))
+    with pytest.raises(XTokenError, match="there is no score 'loss'"):
+        Adaptive("loss")  # type: ignore[arg-type]
 
 
 def test_a_line_is_the_mean_over_its_steps(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xtoken.teachers.head import Head
 
-__all__ = ["HiddenReader", "causal_logits"]
+__all__ = ["HiddenReader", "causal_logits", "packs_apart"]
 
 # How far, as a share of the largest logit, the head's logits may lie from the model's: rounding in the model's dtype.
 _SLACK = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -27,9 +27,48 @@ _HALF_SLACK = 1e-2
 _TRIAL_SCALES = (1.0, 100.0)
 
 
-def causal_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """A causal LM's logits [B, L, W] as it gives them, soft-capped where it caps them; no key-value cache is built."""
-    return cast(Tensor, model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits)
+def causal_logits(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """A causal LM's logits [B, L, W] as it gives them, soft-capped where it caps them; no key-value cache is built.
+
+    Args:
+        model: the model.
+        input_ids: int64 [B, L].
+        attention_mask: int64 [B, L], 0 on padding.
+        position_ids: int64 [B, L], of packed documents, each counted from 0; see `packs_apart`.
+    """
+    return cast(Tensor, model(**_inputs(input_ids, attention_mask, position_ids), use_cache=False).logits)
+
+
+def _inputs(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None) -> dict[str, Tensor]:
+    """transformers keeps packed documents apart by their positions, and only where no mask says otherwise."""
+    if position_ids is None:
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+    return {"input_ids": input_ids, "position_ids": position_ids}
+
+
+def packs_apart(model: nn.Module) -> bool:
+    """Whether documents packed into one sequence, each with positions from 0, are read as if each stood alone.
+
+    It is tried on the model, in evaluation mode; state-space layers and some attention layers let them mix.
+
+    Args:
+        model: unwrapped, on its device.
+    """
+    device = next(model.parameters()).device
+    ids = torch.tensor([[0, 1, 1, 0, 1, 0]], device=device)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            packed = causal_logits(model, ids, torch.ones_like(ids), positions)[0, 3:]
+            alone = causal_logits(model, ids[:, 3:], torch.ones_like(ids[:, 3:]))[0]
+    finally:
+        model.train(was_training)
+    slack = _SLACK.get(packed.dtype, _HALF_SLACK)
+    return bool((packed - alone).abs().max() <= slack * alone.abs().max())
 
 
 @dataclass(frozen=True)
@@ -74,7 +113,9 @@ class HiddenReader:
         """The head, with the model's own parameters."""
         return Head(self.output.weight, self.output.bias, self.softcap)
 
-    def read(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def read(
+        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+    ) -> Tensor:
         """[B, L, H], what the head would be given.
 
         Args:
@@ -82,9 +123,10 @@ class HiddenReader:
                 hooks on it run as ever, and makes the logits of one token a sequence.
             input_ids: int64 [B, L].
             attention_mask: int64 [B, L], 0 on padding.
+            position_ids: int64 [B, L], as for `causal_logits`.
         """
         with self._caught() as caught:
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1)
+            model(**_inputs(input_ids, attention_mask, position_ids), use_cache=False, logits_to_keep=1)
         return caught[0]
 
     @contextmanager

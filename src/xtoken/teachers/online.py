@@ -74,18 +74,19 @@ class OnlineTeacher:
         """How to read its hidden states; None where it has no plain head."""
         return HiddenReader.of(self.model)
 
-    def signal(self, input_ids: Tensor, attention_mask: Tensor) -> WholeSignal:
+    def signal(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> WholeSignal:
         """What it predicts after every token: from its hidden states where it has a plain head, else as logits.
 
         Args:
             input_ids: int64 [B, L_t].
             attention_mask: int64 [B, L_t], 0 on padding.
+            position_ids: int64 [B, L_t], of documents packed into one sequence, each counted from 0; else None.
         """
         with torch.no_grad():
             if self.reader is None:
-                logits = causal_logits(self.model, input_ids, attention_mask)
+                logits = causal_logits(self.model, input_ids, attention_mask, position_ids)
                 return LogitSignal(logits.flatten(0, 1), self.vocab_size, self.temperature)
-            hidden = self.reader.read(self.model, input_ids, attention_mask)
+            hidden = self.reader.read(self.model, input_ids, attention_mask, position_ids)
             return HeadSignal(hidden.flatten(0, 1), self.reader.head, self.vocab_size, self.temperature)
 
 

@@ -3,13 +3,15 @@
 A batch is a nested dict of tensors, which a Trainer and a DataLoader know how to move. Padding is on the right: a
 causal model then never sees it before a real token, positions need no correction, and the rows of a sequence are its
 offset plus the token's place. Padding is masked out of attention, labelled -100 and in no chunk, so the id that fills
-it is arbitrary, and neither model needs a pad token. Law: a document's rows, labels and chunks are the same in any
-batch.
+it is arbitrary, and neither model needs a pad token. Documents packed into one sequence begin their positions anew, by
+which transformers keeps them apart, and no row predicts across a border. Law: a document's rows, labels and chunks are
+the same in any batch and any sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor
 from xtoken.losses import ChunkIndex
 from xtoken.losses.cross_entropy import IGNORED_LABEL
 from xtoken.training.data import Example
+from xtoken.training.packing import Pack
 
 __all__ = ["Collator"]
 
@@ -36,40 +39,70 @@ class Collator:
     def __init__(self, sides: Collection[str] | None = None) -> None:
         self.sides = sides
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """The batch of B examples.
+    def __call__(self, examples: Sequence[Example | Pack]) -> dict[str, Any]:
+        """The batch of B examples, or of B sequences of packed examples.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels` (not shifted), int64 [B, L_s]; and `teachers`, by side:
-            `input_ids` and `attention_mask`, int64 [B, L_t], and `index`, the tensors of a `ChunkIndex` whose rows
-            count the flattened logits [B * L_s, V_S] and [B * L_t, V_T].
+            `input_ids`, `attention_mask` and `labels` (not shifted), int64 [B, L_s]; `examples`, int64, their numbers;
+            and `teachers`, by side: `input_ids` and `attention_mask`, int64 [B, L_t], and `index`, the tensors of a
+            `ChunkIndex` whose rows count the flattened logits [B * L_s, V_S] and [B * L_t, V_T]. Of packed examples
+            both sides have `position_ids` as well, int64 [B, L].
         """
-        ids, mask = _pad([example.ids for example in examples])
-        sides = examples[0].teachers if self.sides is None else self.sides
+        packs = [example if isinstance(example, tuple) else (example,) for example in examples]
+        is_packed = any(isinstance(example, tuple) for example in examples)
+        student = _Rows.of([[example.ids for example in pack] for pack in packs])
+        labels = student.ids.masked_fill(student.mask == 0, IGNORED_LABEL)
+        if is_packed:  # a document's first token has nothing before it
+            labels[student.positions == 0] = IGNORED_LABEL
+        sides = packs[0][0].teachers if self.sides is None else self.sides
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": ids.masked_fill(mask == 0, IGNORED_LABEL),
-            "teachers": {side: _teacher_side(side, examples, ids.shape[1]) for side in sides},
+            **student.inputs(is_packed),
+            "labels": labels,
+            "examples": torch.tensor([example.number for pack in packs for example in pack]),
+            "teachers": {side: _teacher_side(side, packs, student, is_packed) for side in sides},
         }
 
 
-def _teacher_side(side: str, examples: Sequence[Example], student_width: int) -> dict[str, Any]:
-    teachers = [example.teachers[side] for example in examples]
-    ids, mask = _pad([tokens.ids for tokens in teachers])
+@dataclass(frozen=True)
+class _Rows:
+    """Sequences of documents, filled up on the right.
+
+    Attributes:
+        ids, mask, positions: int64 [B, L]; a document's positions count from 0, and padding is at 0.
+        begins: where each document begins in the flattened rows, sequence by sequence.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    begins: list[int]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[NDArray[np.int64]]]) -> _Rows:
+        width = max(sum(map(len, documents)) for documents in sequences)
+        ids = np.full((len(sequences), width), PADDING_ID, np.int64)
+        mask, positions = np.zeros_like(ids), np.zeros_like(ids)
+        begins = []
+        for row, documents in enumerate(sequences):
+            at = 0
+            for document in documents:
+                inside = slice(at, at + len(document))
+                ids[row, inside], mask[row, inside], positions[row, inside] = document, 1, np.arange(len(document))
+                begins.append(row * width + at)
+                at += len(document)
+        return cls(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(positions), begins)
+
+    def inputs(self, is_packed: bool) -> dict[str, Tensor]:
+        """What a model is given."""
+        found = {"input_ids": self.ids, "attention_mask": self.mask}
+        return {**found, "position_ids": self.positions} if is_packed else found
+
+
+def _teacher_side(side: str, packs: Sequence[Pack], student: _Rows, is_packed: bool) -> dict[str, Any]:
+    teacher = _Rows.of([[example.teachers[side].ids for example in pack] for pack in packs])
+    documents = [(example, example.teachers[side]) for pack in packs for example in pack]
     indices = [
-        ChunkIndex.from_chunks(tokens.chunks, example.ids, tokens.ids, row * student_width, row * ids.shape[1])
-        for row, (example, tokens) in enumerate(zip(examples, teachers, strict=True))
+        ChunkIndex.from_chunks(tokens.chunks, example.ids, tokens.ids, at_s, at_t)
+        for (example, tokens), at_s, at_t in zip(documents, student.begins, teacher.begins, strict=True)
     ]
-    return {"input_ids": ids, "attention_mask": mask, "index": ChunkIndex.cat(indices).tensors()}
-
-
-def _pad(sequences: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-    """Token ids int64 [B, L] filled up on the right, and 1 where they are real."""
-    width = max(len(sequence) for sequence in sequences)
-    ids = np.full((len(sequences), width), PADDING_ID, np.int64)
-    mask = np.zeros((len(sequences), width), np.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    return {**teacher.inputs(is_packed), "index": ChunkIndex.cat(indices).tensors()}

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -77,10 +78,12 @@ class Example:
     Attributes:
         ids: int64 [n], the student's tokens.
         teachers: what each teacher's tokenizer makes of it, by `side_key`.
+        number: its place among the prepared examples; -1 where it has none.
     """
 
     ids: Ints
     teachers: dict[str, TeacherTokens]
+    number: int = -1
 
 
 @dataclass
@@ -131,12 +134,19 @@ class PreparedData:
 
     def __getitems__(self, indices: list[int]) -> list[Example]:
         columns = self._rows[indices]
-        return [self._example({name: values[i] for name, values in columns.items()}) for i in range(len(indices))]
+        rows = ({name: values[i] for name, values in columns.items()} for i in range(len(indices)))
+        return [self._example(row, number) for row, number in zip(rows, indices, strict=True)]
 
-    def _example(self, row: dict[str, Any]) -> Example:
+    def lengths(self) -> dict[str, Ints]:
+        """int64 [N] tokens of every example, by `side_key`; the student's under the empty string."""
+        names = {"": "ids", **{side: f"ids:{side}" for side in self.sides}}
+        columns = {side: self._rows.data.column(name) for side, name in names.items()}
+        return {side: pc.list_value_length(column).to_numpy().astype(np.int64) for side, column in columns.items()}
+
+    def _example(self, row: dict[str, Any], number: int) -> Example:
         as_ints = {name: np.asarray(values, np.int64) for name, values in row.items()}
         teachers = {k: TeacherTokens(as_ints[f"ids:{k}"], as_ints[f"chunks:{k}"].reshape(-1, 4)) for k in self.sides}
-        return Example(as_ints["ids"], teachers)
+        return Example(as_ints["ids"], teachers, number)
 
 
 def side_key(vocabulary: Vocabulary) -> str:

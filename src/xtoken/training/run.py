@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 
-from xtoken.config import DataConfig, RunConfig, parse_config
+from xtoken.config import DataConfig, LossConfig, RunConfig, parse_config
 from xtoken.errors import XTokenError
+from xtoken.teachers.causal import packs_apart
+from xtoken.teachers.confidence import Adaptive
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_interrupt
-from xtoken.training.data import DataReport, PreparedData, Side, prepare
+from xtoken.training.data import DataReport, PreparedData, Side, prepare, side_key
 from xtoken.training.models import LoadedModel, no_library_bars
 from xtoken.training.output import (
     COPIED,
@@ -35,6 +37,7 @@ from xtoken.training.output import (
     last_checkpoint,
     save_student,
 )
+from xtoken.training.packing import PackedData
 from xtoken.training.participants import Participants, gather
 from xtoken.training.texts import TextSource, texts_from_dataset, texts_from_files, texts_from_list
 
@@ -116,7 +119,7 @@ def distil(
     cache = cache_folder()
     with no_library_bars() if quiet else nullcontext():
         participants = gather(config, student, teachers, cache)
-    data = _data(source, participants, cache, progress=not quiet)
+    data = _packed(_data(source, participants, cache, progress=not quiet), participants)
     return _Run(participants, data, folder, quiet).go(resume=resume, overwrite=overwrite)
 
 
@@ -125,7 +128,7 @@ class _Run:
     """Everything made ready."""
 
     participants: Participants
-    data: PreparedData
+    data: PreparedData | PackedData
     folder: Path | None
     quiet: bool
 
@@ -195,6 +198,8 @@ class _Run:
             student_vocab_size=student.vocabulary.size,
             kd_weight=weight,
             ce_weight=config.loss.ce_weight,
+            adaptive=_adaptive(config.loss),
+            kd_warmup=config.loss.kd_warmup,
             callbacks=[stop, CheckpointFiles(list(student.tokenizer_files))],
         )
 
@@ -224,6 +229,12 @@ class _Run:
 def cache_folder() -> Path:
     """Where W and prepared data are kept: $XTOKEN_CACHE, or ~/.cache/xtoken."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "xtoken")
+
+
+def _adaptive(loss: LossConfig) -> Adaptive | None:
+    if loss.teacher_weights == "static":
+        return None
+    return Adaptive(loss.teacher_weights, 1.0 if loss.alpha is None else loss.alpha)
 
 
 def _source(data: DataConfig, texts: Sequence[str] | None) -> TextSource:
@@ -281,3 +292,29 @@ def _data(source: TextSource, participants: Participants, cache: Path, *, progre
         if count:
             log.info("%d documents %s", count, what)
     return data
+
+
+def _packed(data: PreparedData, participants: Participants) -> PreparedData | PackedData:
+    """The examples in the sequences that the settings ask for.
+
+    Raises:
+        XTokenError: a model lets packed documents see each other.
+    """
+    settings = participants.config.data
+    if settings.packing == "none":
+        return data
+    models = {"the student": participants.student.model}
+    models |= {f"teacher {t.config.name!r}": t.loaded.model for t in participants.teachers}
+    mixing = [who for who, model in models.items() if settings.packing == "documents" and not packs_apart(model)]
+    if mixing:
+        raise XTokenError(
+            f"data.packing is documents, but {' and '.join(mixing)} would let documents in one sequence see each other "
+            "(not every architecture and attention keeps them apart): use packing none, or concatenate"
+        )
+    limits = {"": settings.context_length}
+    for teacher in participants.teachers:
+        side = side_key(teacher.side.vocabulary)
+        limits[side] = min(teacher.context_length, limits.get(side, teacher.context_length))
+    found = PackedData(data, settings.packing, limits)
+    log.info("packed into %d sequences, %.1f %% full", len(found), 100 * found.fill)
+    return found

@@ -2,16 +2,18 @@
 
 The Trainer keeps what users know it for: checkpoints, resume, trackers, progress. Laws: cross-entropy is divided by the
 number of scored tokens and each teacher's loss by its number of chunks, over the whole accumulation window and all
-processes; the loss from logits never waits for the device, that from hidden states once a teacher and once more, and
-the log waits once; a loss that is not finite ends the training at
-the line of the log that shows it.
+processes, and dynamic factors and adaptive weights are those of the step before, so gradients do not depend on how a
+batch is cut into micro-batches and processes; a number that is not finite ends the training before the optimizer sees
+it; what a resumed run needs is in the checkpoint, so it goes on to the bit. Waiting: a step waits for the device once,
+for its sums; the loss from hidden states also once a teacher and once more.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
-from xtoken.errors import XTokenError
+from xtoken.errors import DivergedError, XTokenError
 from xtoken.losses.cross_entropy import IGNORED_LABEL
 from xtoken.teachers.causal import HiddenReader, causal_logits
+from xtoken.teachers.confidence import Adaptive
 from xtoken.teachers.online import OnlineTeacher, check_head
 from xtoken.training.callbacks import JsonLines, LossBar
 from xtoken.training.collator import Collator
-from xtoken.training.distiller import DROPPED, Counts, Distiller, KdWeight, Terms
+from xtoken.training.distiller import Counts, Distiller, KdWeight, Outcome, Weighing
+from xtoken.training.failure import save_failure
 from xtoken.training.output import last_checkpoint
+from xtoken.training.window import Interval, Window, shown, terms_of
 
 __all__ = ["XTokenTrainer"]
 
@@ -37,9 +43,9 @@ class XTokenTrainer(Trainer):
 
     Logged at every `logging_steps`, to the trackers and to `metrics.jsonl` in the output folder, as means over the
     steps since the last line: `ce` and `kd` (nats per token and per chunk, raw), `kd/NAME` for each teacher,
-    `kd_ce_ratio`, `kd_factor` (what the teachers' sum was multiplied by, the mean over the micro-batches) and
-    `kd_factor_max` (the largest), `uncovered_mass` and `kept_chunks` (shares, also by teacher), `tokens_per_second`
-    (the student's, without padding).
+    `kd_ce_ratio`, `kd_factor` (what the teachers' sum was multiplied by, the mean over the steps) and `kd_factor_max`
+    (the largest), `uncovered_mass` and `kept_chunks` (shares, also by teacher), with adaptive weights
+    `teacher_weight/NAME` and `teacher_score/NAME`, and `tokens_per_second` (the student's, without padding).
 
     Args:
         model: the student, a Hugging Face causal LM.
@@ -48,8 +54,11 @@ class XTokenTrainer(Trainer):
         train_dataset: examples, as `xtoken.training.prepare` makes them.
         eval_dataset: likewise; its loss is the same combination, batch by batch.
         student_vocab_size: the size of the student's tokenizer; by default the width of its head.
-        kd_weight: of the teachers' sum, or `dynamic`: scaled to the cross-entropy, micro-batch by micro-batch.
+        kd_weight: of the teachers' sum, or `dynamic`: the cross-entropy over that sum, as the step before had them. The
+            first step has those of its own, for one pass more over its batch.
         ce_weight: of the cross-entropy.
+        adaptive: weighs the teachers by how sure each was of the text of the step before; None takes their own weights.
+        kd_warmup: the share of `max_steps` over which the teachers' sum is faded in.
         callbacks, optimizers: the Trainer's own.
 
     Raises:
@@ -70,6 +79,8 @@ class XTokenTrainer(Trainer):
         student_vocab_size: int | None = None,
         kd_weight: KdWeight = "dynamic",
         ce_weight: float = 1.0,
+        adaptive: Adaptive | None = None,
+        kd_warmup: float = 0.0,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -80,22 +91,25 @@ class XTokenTrainer(Trainer):
         check_head(model, vocab_size, "the student")
         args.remove_unused_columns = False  # examples are not dicts of the model's arguments
         use_cache = getattr(model.config, "use_cache", None)
+        self._window, self._interval = Window(), Interval()
+        self._before: dict[str, float] = {}  # the sums of the last step
+        self._gradient_norm: Any = None
         super().__init__(
             model=model,
             args=args,
             data_collator=Collator({teacher.side for teacher in teachers}),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=[JsonLines(), *(callbacks or [])],
+            callbacks=[StepEnd(self), JsonLines(), *(callbacks or [])],
             optimizers=optimizers,
         )
         if use_cache is not None:  # the Trainer turns it off, and the student would be saved so: slow to generate with
             model.config.use_cache = use_cache
         self.model_accepts_loss_kwargs = True  # how releases before loss_is_scaled_for_ga are told the same
         self._replace_progress()
-        self.distiller = Distiller([t.to(self.args.device) for t in teachers], vocab_size, kd_weight, ce_weight)
-        self._sums: dict[str, Tensor] = {}
-        self._largest_factor: Tensor | None = None
+        there = [teacher.to(self.args.device) for teacher in teachers]
+        self.distiller = Distiller(there, vocab_size, kd_weight, ce_weight, adaptive)
+        self.kd_warmup = kd_warmup
         self._last_log = time.perf_counter()
 
     def _replace_progress(self) -> None:
@@ -106,15 +120,14 @@ class XTokenTrainer(Trainer):
             self.add_callback(LossBar)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's own, with a last look at the steps after the last line of the log.
+        """The Trainer's own.
 
         Raises:
-            XTokenError: a loss is not finite.
+            DivergedError: a loss or a gradient is not finite.
         """
-        self._sums, self._largest_factor, self._last_log = {}, None, time.perf_counter()
-        outcome = super().train(*args, **kwargs)
-        self._check_finite(self._drain())
-        return outcome
+        self._window, self._interval, self._before = Window(), Interval(), {}
+        self._last_log = time.perf_counter()
+        return super().train(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -125,7 +138,22 @@ class XTokenTrainer(Trainer):
         chunks = {t.name: sum(_n_chunks(batch, t) for batch in batches) for t in self.distiller.teachers}
         flat = torch.stack([tokens.to(device), *(torch.full((), n, device=device) for n in chunks.values())])
         flat = self.accelerator.reduce(flat, reduction="sum")
-        return batches, Counts(flat[0], dict(zip(chunks, flat[1:], strict=True)))
+        counts = Counts(flat[0], dict(zip(chunks, flat[1:], strict=True)))
+        if batches and self.distiller.weighs_by_terms and not self._before:
+            self._before = self._look(batches, counts)
+        return batches, counts
+
+    def _look(self, batches: Sequence[Any], counts: Counts) -> dict[str, float]:
+        """The sums of a window that nothing is known of, by a pass without gradients; the random state is left."""
+        window, device = Window(), self.args.device
+        self.model.train()
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for batch in batches:
+                inputs = self._prepare_inputs(batch)
+                with self.compute_loss_context_manager():
+                    found, _ = self._outcome(self.model_wrapped, inputs, counts, None)
+                window.add(found, inputs, inputs["attention_mask"].sum())
+        return self._reduced(window)
 
     def compute_loss(
         self,
@@ -136,23 +164,99 @@ class XTokenTrainer(Trainer):
     ) -> Any:
         """The micro-batch's share of the window's loss; the counts come from `get_batch_samples`.
 
-        Evaluation has no window: there a batch is divided by its own counts.
+        Evaluation has no window: there a batch is divided by its own counts, and weighed by its own terms.
         """
         in_window = isinstance(num_items_in_batch, Counts)
         counts = num_items_in_batch if in_window else None
-        logits, ids, mask = None, inputs["input_ids"], inputs["attention_mask"]
-        if self._reader is not None and not return_outputs:
-            hidden = self._reader.read(model, ids, mask)
-            found = self.distiller.outcome_from_hidden(hidden, self._reader.head, inputs, counts)
-        else:
-            logits = causal_logits(model, ids, mask)
-            found = self.distiller.outcome(logits, inputs, counts)
+        weighing = self._weighing() if in_window else None
+        found, logits = self._outcome(model, inputs, counts, weighing, needs_logits=return_outputs)
         loss = found.loss
         if in_window:
-            self._record(found.terms, found.factor, mask.sum())
+            self._window.add(found, inputs, inputs["attention_mask"].sum())
             # data parallelism averages the gradients, and these are to add
             loss = loss * self.accelerator.num_processes
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _outcome(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        counts: Counts | None,
+        weighing: Weighing | None,
+        needs_logits: bool = False,
+    ) -> tuple[Outcome, Tensor | None]:
+        """A micro-batch's loss, and the student's logits where they were made."""
+        read = inputs["input_ids"], inputs["attention_mask"], inputs.get("position_ids")
+        if self._reader is not None and not needs_logits:
+            hidden = self._reader.read(model, *read)
+            return self.distiller.outcome_from_hidden(hidden, self._reader.head, inputs, counts, weighing), None
+        logits = causal_logits(model, *read)
+        return self.distiller.outcome(logits, inputs, counts, weighing), logits
+
+    def _weighing(self) -> Weighing:
+        """Of the step at hand: that of the sums before it, faded in."""
+        if self._window.weighing is not None:
+            return self._window.weighing
+        device = self.args.device
+        if self.distiller.weighs_by_terms:
+            terms = terms_of(self._before, self.distiller.teachers, device)
+            found = self.distiller.weigh(terms, terms.counts())
+        else:
+            wide = torch.float32 if device.type == "mps" else torch.float64
+            found = self.distiller.static_weighing(device, wide)
+        steps = self.kd_warmup * self.state.max_steps
+        faded = min(1.0, (self.state.global_step + 1) / steps) if steps else 1.0
+        return Weighing(found.factor * faded, found.teachers)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        self._gradient_norm = super()._clip_grad_norm(model)
+        return self._gradient_norm
+
+    def end_step(self) -> None:
+        """Adds the window up, over all processes; before the optimizer takes its step.
+
+        Raises:
+            DivergedError: a sum or the gradient is not finite; what reproduces it was saved.
+        """
+        window, self._window = self._window, Window()
+        norm, self._gradient_norm = self._gradient_norm, None
+        sums = self._reduced(window)
+        wrong = [name for name, value in sums.items() if not math.isfinite(value)]
+        # Under a loss scaler an overflow is met by another scale, and the step is left out.
+        if not wrong and norm is not None and not self.args.fp16 and not math.isfinite(_as_float(norm)):
+            wrong = ["gradient"]
+        if wrong:
+            self._fail(window, wrong)
+        assert window.weighing is not None
+        weights = {name: float(weight) for name, weight in window.weighing.teachers.items()}
+        self._interval.add(sums, float(window.weighing.factor), weights)
+        self._before = sums
+
+    def _reduced(self, window: Window) -> dict[str, float]:
+        """A window's sums over all processes, the same in each; the one place where a step waits for the device."""
+        names, flat = window.flat()
+        return dict(zip(names, self.accelerator.reduce(flat, reduction="sum").tolist(), strict=True))
+
+    def _fail(self, window: Window, wrong: Sequence[str]) -> None:
+        step = self.state.global_step + 1
+        folder = Path(self.args.output_dir) / f"failure-step-{step}"
+        save_failure(folder, window, step, wrong, self.args.process_index)
+        self.save_model(str(folder / "student"), _internal_call=True)
+        checkpoint = last_checkpoint(Path(self.args.output_dir))
+        raise DivergedError(
+            f"step {step}: {_said(wrong)} not finite, so the training was ended before the student was changed by it. "
+            f"The batches, their examples and the student are in {folder}; the last checkpoint is "
+            f"{checkpoint or 'none'}. Look for a learning rate that is too high, or a half-precision dtype that "
+            "overflows."
+        )
+
+    def exported(self) -> dict[str, Any]:
+        """What a checkpoint has to know of the steps before it."""
+        return {"before": self._before, "interval": asdict(self._interval)}
+
+    def restore(self, exported: Mapping[str, Any]) -> None:
+        """Takes up what `exported` gave."""
+        self._before, self._interval = dict(exported["before"]), Interval(**exported["interval"])
 
     @cached_property
     def _reader(self) -> HiddenReader | None:
@@ -167,21 +271,10 @@ class XTokenTrainer(Trainer):
         return HiddenReader.of(self.accelerator.unwrap_model(self.model))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the raw terms to the line of a training step; a term that is not finite ends the training there."""
+        """Adds the raw terms to the line of a training step."""
         if "loss" in logs:
             logs = {**logs, **self._drain()}
         super().log(logs, start_time)
-        self._check_finite(logs)
-
-    def _check_finite(self, metrics: Mapping[str, float]) -> None:
-        for name in [name for name in metrics if name.startswith("kd/")] + ["ce", "kd"]:
-            if not math.isfinite(metrics.get(name, 0.0)):
-                checkpoint = last_checkpoint(Path(self.args.output_dir))
-                raise XTokenError(
-                    f"step {self.state.global_step}: {name} is {metrics[name]}, so the training was ended. The last "
-                    f"checkpoint is {checkpoint or 'none'}. Look for a learning rate that is too high, or a half-"
-                    "precision dtype that overflows."
-                )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """The Trainer's own, but not about a tied weight: it is there under its other name."""
@@ -191,57 +284,53 @@ class XTokenTrainer(Trainer):
         unknown = [name for name in load_result.missing_keys if id(named.get(name)) not in there]
         super()._issue_warnings_after_load(type(load_result)(unknown, load_result.unexpected_keys))
 
-    def _record(self, terms: Terms, factor: Tensor, tokens: Tensor) -> None:
-        """Adds a micro-batch to the sums of the next line, on the device."""
-        sums = {"tokens": tokens, "batches": torch.ones_like(factor), "factor": factor.detach()}
-        for name, term in {"": terms.cross_entropy, **terms.teachers}.items():
-            parts = {"total": term.total.detach(), "count": term.count, **term.metrics}
-            sums.update({f"{name}\t{part}": value for part, value in parts.items()})
-        for name, value in sums.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        before = sums["factor"] if self._largest_factor is None else self._largest_factor
-        self._largest_factor = torch.maximum(before, sums["factor"])
-
     def _drain(self) -> dict[str, float]:
-        """The metrics since the last line; the one place where the log waits for the device."""
-        if self._largest_factor is None:
+        """The metrics since the last line."""
+        interval, self._interval = self._interval, Interval()
+        if not interval.steps:
             return {}
-        self._sums = dict(sorted(self._sums.items()))  # the same order in every process, whatever came first in each
-        flat = torch.stack([value.float() for value in self._sums.values()])
-        flat = self.accelerator.reduce(flat, reduction="sum")
-        largest = self.accelerator.gather(self._largest_factor.float().reshape(1)).max()
-        sums = dict(zip([*self._sums, "largest factor"], torch.cat([flat, largest.reshape(1)]).tolist(), strict=True))
         now, before = time.perf_counter(), self._last_log
-        self._sums, self._largest_factor, self._last_log = {}, None, now
-        return {**_means(sums, self.distiller.teachers), "tokens_per_second": sums["tokens"] / max(now - before, 1e-9)}
+        self._last_log = now
+        found = shown(interval, self.distiller.teachers, is_adaptive=self.distiller.adaptive is not None)
+        return {**found, "tokens_per_second": interval.sums["tokens"] / max(now - before, 1e-9)}
 
 
-def _means(sums: Mapping[str, float], teachers: Iterable[OnlineTeacher]) -> dict[str, float]:
-    """What the log shows, from the sums over its interval."""
-    ce = _ratio(sums["\ttotal"], sums["\tcount"])
-    kd = 0.0
-    metrics: dict[str, float] = {}
-    overall: dict[str, tuple[float, float]] = {}
-    for teacher in teachers:
-        own = {key.partition("\t")[2]: value for key, value in sums.items() if key.startswith(f"{teacher.name}\t")}
-        total, count, dropped = own.pop("total"), own.pop("count"), own.pop(DROPPED)
-        kd += teacher.weight * _ratio(total, count)
-        metrics[f"kd/{teacher.name}"] = _ratio(total, count)
-        shares = {name: (value, count) for name, value in own.items()} | {"kept_chunks": (count, count + dropped)}
-        for name, (part, whole) in shares.items():
-            metrics[f"{name}/{teacher.name}"] = _ratio(part, whole)
-            had = overall.get(name, (0.0, 0.0))
-            overall[name] = (had[0] + part, had[1] + whole)
-    if not metrics:
-        return {"ce": ce}
-    factor = _ratio(sums["factor"], sums["batches"])
-    shown = {"ce": ce, "kd": kd, "kd_ce_ratio": _ratio(kd, ce), "kd_factor": factor}
-    shown["kd_factor_max"] = sums["largest factor"]
-    return {**shown, **{name: _ratio(*parts) for name, parts in overall.items()}, **metrics}
+class StepEnd(TrainerCallback, ExportableState):
+    """Tells the trainer when a step's gradients are whole, and keeps what it knows in the checkpoints.
+
+    Args:
+        trainer: whose.
+    """
+
+    def __init__(self, trainer: XTokenTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.end_step()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        kept = state.stateful_callbacks.get(type(self).__name__)
+        if kept is not None and state.global_step:
+            self.trainer.restore(kept["attributes"])
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": self.trainer.exported()}
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def _as_float(norm: Any) -> float:
+    """A gradient norm, whole where it is a sharded one."""
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _said(wrong: Sequence[str]) -> str:
+    """Names of sums as a message has them."""
+    names = []
+    for name in wrong:
+        teacher, tab, part = name.partition("\t")
+        names.append(
+            name if not tab else f"{part} of teacher {teacher!r}" if teacher else f"the cross-entropy's {part}"
+        )
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _scored_tokens(batch: Mapping[str, Any]) -> Tensor:
