@@ -27,7 +27,7 @@ CONFIG_FILE = "xtoken_config.yaml"
 RUN_FILE = "xtoken_run.json"
 COPIED = "copied_files"  # the key in RUN_FILE
 _CHECKPOINT = "checkpoint-"
-# Written last of all in a checkpoint, so one that has it is whole.
+# Written last of all in a checkpoint, so one that has it whole is whole.
 _TRAINER_STATE = "trainer_state.json"
 # What says that a run was here, and what --overwrite removes.
 _TRACES = (
@@ -113,9 +113,17 @@ def _copied(folder: Path) -> list[Path]:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the latest step that was written to its end."""
-    whole = [path.parent for path in folder.glob(f"{_CHECKPOINT}*/{_TRAINER_STATE}")]
+    whole = [path.parent for path in folder.glob(f"{_CHECKPOINT}*/{_TRAINER_STATE}") if _is_json(path)]
     numbered = [path for path in whole if path.name.removeprefix(_CHECKPOINT).isdigit()]
     return max(numbered, key=checkpoint_step, default=None)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def checkpoint_step(checkpoint: Path) -> int:

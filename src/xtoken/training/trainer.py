@@ -229,7 +229,7 @@ class XTokenTrainer(Trainer):
             self._fail(window, wrong)
         assert window.weighing is not None
         weights = {name: float(weight) for name, weight in window.weighing.teachers.items()}
-        self._interval.add(sums, float(window.weighing.factor), weights)
+        self._interval.add(sums, self.distiller.ce_weight, float(window.weighing.factor), weights)
         self._before = sums
 
     def _reduced(self, window: Window) -> dict[str, float]:
@@ -271,7 +271,10 @@ class XTokenTrainer(Trainer):
         return HiddenReader.of(self.accelerator.unwrap_model(self.model))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the raw terms to the line of a training step."""
+        """Adds the raw terms to the line of a training step, and the loss over all of its steps.
+
+        The Trainer's own loss forgets, on resume, the steps between the last line and the checkpoint.
+        """
         if "loss" in logs:
             logs = {**logs, **self._drain()}
         super().log(logs, start_time)

@@ -97,7 +97,7 @@ class Interval:
     """The steps since the last line of the log.
 
     Attributes:
-        sums: as a window's, added up; and the factors.
+        sums: as a window's, added up; and the losses, factors and weights of the steps.
         steps: how many.
         largest_factor: on the teachers' sum.
     """
@@ -106,16 +106,19 @@ class Interval:
     steps: int = 0
     largest_factor: float = 0.0
 
-    def add(self, sums: Mapping[str, float], factor: float, weights: Mapping[str, float]) -> None:
+    def add(self, sums: Mapping[str, float], ce_weight: float, factor: float, weights: Mapping[str, float]) -> None:
         """A step.
 
         Args:
             sums: of its window.
+            ce_weight: of the cross-entropy.
             factor: on the teachers' sum.
             weights: of the teachers in it.
         """
         self.largest_factor = factor if not self.steps else max(self.largest_factor, factor)
-        more = {**sums, "factor": factor, **{_key(name, "weight"): weight for name, weight in weights.items()}}
+        kd = sum(weight * _mean(sums, name) for name, weight in weights.items())
+        more = {**sums, "loss": ce_weight * _mean(sums, "") + factor * kd, "factor": factor}
+        more |= {_key(name, "weight"): weight for name, weight in weights.items()}
         for name, value in more.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
@@ -124,7 +127,7 @@ class Interval:
 def shown(interval: Interval, teachers: Iterable[OnlineTeacher], *, is_adaptive: bool) -> dict[str, float]:
     """What a line of the log shows, but for its speed."""
     sums = interval.sums
-    ce = _ratio(sums[_key("", TOTAL)], sums[_key("", COUNT)])
+    ce, loss = _mean(sums, ""), _ratio(sums["loss"], interval.steps)
     kd = 0.0
     metrics: dict[str, float] = {}
     overall: dict[str, tuple[float, float]] = {}
@@ -143,10 +146,20 @@ def shown(interval: Interval, teachers: Iterable[OnlineTeacher], *, is_adaptive:
             had = overall.get(name, (0.0, 0.0))
             overall[name] = (had[0] + part, had[1] + whole)
     if not metrics:
-        return {"ce": ce}
-    head = {"ce": ce, "kd": kd, "kd_ce_ratio": _ratio(kd, ce), "kd_factor": _ratio(sums["factor"], interval.steps)}
+        return {"loss": loss, "ce": ce}
+    head = {
+        "loss": loss,
+        "ce": ce,
+        "kd": kd,
+        "kd_ce_ratio": _ratio(kd, ce),
+        "kd_factor": _ratio(sums["factor"], interval.steps),
+    }
     head["kd_factor_max"] = interval.largest_factor
     return {**head, **{name: _ratio(*parts) for name, parts in overall.items()}, **metrics}
+
+
+def _mean(sums: Mapping[str, float], teacher: str) -> float:
+    return _ratio(sums[_key(teacher, TOTAL)], sums[_key(teacher, COUNT)])
 
 
 def _ratio(part: float, whole: float) -> float:
