@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from laws.test_memory import record
 from training import tiny
 from xtoken.config import TeacherConfig
 from xtoken.errors import XTokenError
 from xtoken.losses import LossTerm
+from xtoken.losses.fast import hidden, walk
 from xtoken.losses.fast.ranked import RANKS
+from xtoken.teachers.causal import HiddenReader, causal_logits
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.training.collator import Collator
 from xtoken.training.data import Side, prepare, side_key
@@ -132,3 +135,43 @@ def test_the_loss_never_waits_for_the_device(loss: str, monkeypatch: pytest.Monk
 def test_what_cannot_be_learnt_from_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(XTokenError, match=message):
         Distiller(vocab_size=STUDENT.size, **settings)
+
+
+@pytest.mark.parametrize("way", ["hidden", "logits"])
+def test_three_teachers_hold_no_more_than_one_and_a_signal(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured on torch's allocator, blocks in proportion to the batch.
+
+    A signal is a teacher's logits of the batch. Where the student's logits are read, teachers after the first hold a
+    second gradient of them for a while, which is as large as a signal where the vocabularies are.
+    """
+    monkeypatch.setattr(hidden, "_HEAD_ELEMENTS", 2**16)
+    monkeypatch.setattr(walk, "_CPU_ELEMENTS", 2**14)
+    batch = batch_of(tiny.documents(24))
+    one, three = (peak(batch, way, n) for n in (1, 3))
+    signal = batch["teachers"][side_key(TEACHER)]["input_ids"].numel() * TEACHER.size * 4
+    gradient = batch["input_ids"].numel() * STUDENT.size * 4
+    assert three < one + (signal if way == "hidden" else max(signal, gradient) + 2**16)
+    assert peak(batch, way, 2) > one  # what is measured is what is held
+
+
+def peak(batch: dict[str, Any], way: str, n_teachers: int) -> int:
+    """The most that a step holds, in bytes."""
+    student, teachers = tiny.llama(STUDENT.size), []
+    for name, loss in (("a", "p-kl"), ("b", "gold"), ("c", "path-kl"))[:n_teachers]:
+        teachers.append(online(name, loss=loss))
+        if way == "logits":
+            teachers[-1].reader = None
+    distiller = Distiller(teachers, STUDENT.size, kd_weight=0.5)
+    weighing = distiller.static_weighing(torch.device("cpu"), torch.float64)
+    reader = HiddenReader.of(student)
+    assert reader is not None
+
+    def step() -> None:
+        inputs = batch["input_ids"], batch["attention_mask"]
+        if way == "hidden":
+            found = distiller.outcome_from_hidden(reader.read(student, *inputs), reader.head, batch, None, weighing)
+        else:
+            found = distiller.outcome(causal_logits(student, *inputs), batch, None, weighing)
+        found.loss.backward()
+
+    return record(step).peak
