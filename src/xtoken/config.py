@@ -78,6 +78,10 @@ class TeacherConfig(_ModelSection):
     """One teacher: a model, the loss it teaches by, and how much it counts."""
 
     dtype: Dtype = Field(default="auto", description="Of the weights; auto is bfloat16 on a GPU and float32 on a CPU.")
+    sharded: bool = Field(
+        default=False,
+        description="Spread its weights over the processes of the run, instead of a copy in each; slower, and smaller.",
+    )
     name: str | None = Field(default=None, description="Its name in the logs; by default the last part of model.")
     loss: LossName = Field(default="auto", description="auto audits the two tokenizers and picks p-kl, h-kl or same.")
     weight: Positive = Field(default=1.0, description="Its weight in the sum over teachers, if these are static.")

@@ -31,10 +31,10 @@ STUDENT, TEACHER = tiny.packed(), tiny.split()
 TEXTS = ["7", "Ada has 123 coins and gets 45 more: 168 in all.", "Bo", "Cleo 55 66 77 88 99 111 222 333 444 5"] * 2
 
 
-def online(loss: str, name: str) -> OnlineTeacher:
+def online(loss: str, name: str, sharded: bool) -> OnlineTeacher:
     objective = make_objective(TeacherConfig(loss=loss), STUDENT, TEACHER, None)
     model = tiny.llama(TEACHER.size, seed=len(name)).double()
-    return OnlineTeacher(name, model, TEACHER.size, objective.loss, side=side_key(TEACHER))
+    return OnlineTeacher(name, model, TEACHER.size, objective.loss, side=side_key(TEACHER), sharded=sharded)
 
 
 def use_fsdp2(trainer: XTokenTrainer) -> None:
@@ -52,7 +52,7 @@ def use_fsdp2(trainer: XTokenTrainer) -> None:
 
 def train(asked: dict[str, Any]) -> dict[str, Any]:
     data = prepare(texts_from_list(TEXTS), Side(STUDENT, 64), [Side(TEACHER, 64)])
-    teachers = [online(loss, "t" * (n + 1)) for n, loss in enumerate(asked["losses"])]
+    teachers = [online(loss, "t" * (n + 1), asked.get("sharded", False)) for n, loss in enumerate(asked["losses"])]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
@@ -83,9 +83,10 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
         named = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
         whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in named}
         kinds = {type(p).__name__ for p in trainer.model.parameters()}
+        of_teachers = {type(p).__name__ for t in teachers for p in t.model.parameters()}
     weights = {name: value.detach().clone() for name, value in whole.items()}
     found = {"weights": weights, "log": trainer.state.log_history, "processes": trainer.accelerator.num_processes}
-    return {**found, "parameters": sorted(kinds)}
+    return {**found, "parameters": sorted(kinds), "teachers": sorted(of_teachers)}
 
 
 def main(out: str, plans: str) -> None:

@@ -41,11 +41,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return trained(tmp_path_factory.mktemp("alone"), 1, micro=1, accumulation=8)
 
 
-@pytest.mark.parametrize("how", [{}, {"fsdp2": True}], ids=["data parallel", "fully sharded"])
+@pytest.mark.parametrize(
+    "how", [{}, {"fsdp2": True, "sharded": True}], ids=["data parallel", "student and teachers sharded"]
+)
 def test_two_processes_train_as_one_does(tmp_path: Path, alone: dict[str, Any], how: dict[str, Any]) -> None:
     two = trained(tmp_path, 2, micro=2, accumulation=2, **how)
     for name, one in alone.items():
-        assert two[name]["parameters"] == ["DTensor" if how else "Parameter"]
+        assert two[name]["parameters"] == two[name]["teachers"] == ["DTensor" if how else "Parameter"]
         for parameter, weight in one["weights"].items():
             torch.testing.assert_close(two[name]["weights"][parameter], weight, rtol=1e-8, atol=1e-10)
         for line, same in zip(one["log"], two[name]["log"], strict=True):

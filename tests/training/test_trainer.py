@@ -15,6 +15,7 @@ from xtoken.config import TeacherConfig
 from xtoken.errors import XTokenError
 from xtoken.losses import PKL
 from xtoken.teachers.confidence import Adaptive
+from xtoken.teachers.head import Head
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.training import Collator, PreparedData, Side, XTokenTrainer, prepare, side_key, texts_from_list
 from xtoken.training.objectives import make_objective, projection_for
@@ -309,3 +310,32 @@ def test_what_it_cannot_honour_is_refused(tmp_path: Path) -> None:
         XTokenTrainer(model, [online()], arguments(tmp_path), other)
     with pytest.raises(XTokenError, match="the student: its output head has"):
         XTokenTrainer(model, args=arguments(tmp_path), train_dataset=data(), student_vocab_size=STUDENT.size + 1)
+
+
+def test_under_autocast_the_hidden_states_are_read_and_the_head_runs_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16: no logits of a batch; the head's products in half precision, the teacher's in its own."""
+    seen: dict[str, set[torch.dtype]] = {"head": set(), "teacher": set()}
+    original = Head.logits
+
+    def logits(self: Head, hidden: torch.Tensor, size: int, out: torch.Tensor) -> None:
+        seen["teacher" if size == TEACHER.size else "head"].add(hidden.dtype)
+        original(self, hidden, size, out)
+
+    def train(**changes: Any) -> Any:
+        settings = arguments(tmp_path, max_steps=2, use_cpu=True, **changes)
+        teacher = online()
+        teacher.model.float()
+        trainer = XTokenTrainer(tiny.llama(STUDENT.size), [teacher], settings, data(), kd_weight=0.5)
+        assert trainer._reader is not None
+        monkeypatch.setattr(Head, "logits", logits)
+        trainer.train()
+        monkeypatch.undo()
+        return trainer
+
+    half = train(bf16=True)
+    assert seen == {"head": {torch.bfloat16}, "teacher": {torch.float32}}
+    whole = train()
+    for key in ("ce", "kd"):
+        assert half.state.log_history[1][key] == pytest.approx(whole.state.log_history[1][key], rel=2e-2)

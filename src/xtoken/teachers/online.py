@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from xtoken.errors import XTokenError
 from xtoken.losses import ChunkIndex, LossTerm
 from xtoken.teachers.causal import HiddenReader, causal_logits
+from xtoken.teachers.sharding import shard
 from xtoken.teachers.signal import HeadSignal, LogitSignal, TeacherSignal, WholeSignal
 
 __all__ = ["DistillationLoss", "OnlineTeacher", "check_head"]
@@ -35,6 +36,7 @@ class OnlineTeacher:
         weight: how much it counts among several teachers, above 0.
         side: which tokens of a batch are its own: the `side_key` of its tokenizer.
         temperature: tau, above 0, of teacher and student alike.
+        sharded: spread its weights over the processes of the run; each holds all of them where there is one.
 
     Raises:
         XTokenError: the model's head or embeddings are narrower than the tokenizer; a weight or temperature out of
@@ -51,6 +53,7 @@ class OnlineTeacher:
         side: str,
         weight: float = 1.0,
         temperature: float = 1.0,
+        sharded: bool = False,
     ) -> None:
         check_head(model, vocab_size, f"teacher {name!r}")
         if not 0 < weight < float("inf"):
@@ -58,12 +61,16 @@ class OnlineTeacher:
         if not 0 < temperature < float("inf"):
             raise XTokenError(f"teacher {name!r} has temperature {temperature}; it must be above 0 and finite")
         self.name, self.vocab_size, self.loss = name, vocab_size, loss
-        self.side, self.weight, self.temperature = side, weight, temperature
+        self.side, self.weight, self.temperature, self.sharded = side, weight, temperature, sharded
         self.model = model.eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> OnlineTeacher:
-        """Moves the model and what the loss holds; a model spread over devices by accelerate stays where it is."""
-        if getattr(self.model, "hf_device_map", None) is None:
+        """Moves the model and what the loss holds, and shards what is to be sharded.
+
+        A model spread over devices by accelerate stays where it is.
+        """
+        is_mapped = getattr(self.model, "hf_device_map", None) is not None
+        if not is_mapped and not (self.sharded and shard(self.model, torch.device(device))):
             self.model.to(device)
         if isinstance(self.loss, nn.Module):
             self.loss.to(device)
@@ -82,7 +89,8 @@ class OnlineTeacher:
             attention_mask: int64 [B, L_t], 0 on padding.
             position_ids: int64 [B, L_t], of documents packed into one sequence, each counted from 0; else None.
         """
-        with torch.no_grad():
+        # In its own dtype, whatever the student is trained in.
+        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
             if self.reader is None:
                 logits = causal_logits(self.model, input_ids, attention_mask, position_ids)
                 return LogitSignal(logits.flatten(0, 1), self.vocab_size, self.temperature)

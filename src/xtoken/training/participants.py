@@ -58,6 +58,7 @@ class Teacher:
             side=side_key(self.loaded.vocabulary),
             weight=self.config.weight,
             temperature=self.config.temperature,
+            sharded=self.config.sharded,
         )
 
 

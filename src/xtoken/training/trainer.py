@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +109,7 @@ class XTokenTrainer(Trainer):
         there = [teacher.to(self.args.device) for teacher in teachers]
         self.distiller = Distiller(there, vocab_size, kd_weight, ce_weight, adaptive)
         self.kd_warmup = kd_warmup
+        self._reader = self._reader_of(model)
         self._last_log = time.perf_counter()
 
     def _replace_progress(self) -> None:
@@ -189,7 +189,9 @@ class XTokenTrainer(Trainer):
         read = inputs["input_ids"], inputs["attention_mask"], inputs.get("position_ids")
         if self._reader is not None and not needs_logits:
             hidden = self._reader.read(model, *read)
-            return self.distiller.outcome_from_hidden(hidden, self._reader.head, inputs, counts, weighing), None
+            with self.accelerator.autocast():  # which is the model's forward's alone: the head's products are outside
+                found = self.distiller.outcome_from_hidden(hidden, self._reader.head, inputs, counts, weighing)
+            return found, None
         logits = causal_logits(model, *read)
         return self.distiller.outcome(logits, inputs, counts, weighing), logits
 
@@ -258,17 +260,19 @@ class XTokenTrainer(Trainer):
         """Takes up what `exported` gave."""
         self._before, self._interval = dict(exported["before"]), Interval(**exported["interval"])
 
-    @cached_property
-    def _reader(self) -> HiddenReader | None:
+    def _reader_of(self, model: nn.Module) -> HiddenReader | None:
         """How to read the student's hidden states; None where its logits are needed.
 
         Parameters that are sharded over processes are whole only inside the model's own forward; and a gradient made on
         the way forward has not been scaled yet, which float16 needs.
+
+        Args:
+            model: the student before anything wraps it: autocast would round the logits that it is tried by.
         """
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if is_sharded or self.args.fp16 or not self.distiller.can_read_hidden:
             return None
-        return HiddenReader.of(self.accelerator.unwrap_model(self.model))
+        return HiddenReader.of(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the raw terms to the line of a training step, and the loss over all of its steps.
