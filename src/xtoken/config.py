@@ -83,7 +83,9 @@ class LoraConfig(_Section):
     alpha: Positive = Field(default=32.0, description="What adapters add is scaled by alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Of what adapters are given.")
     target_modules: list[str] | None = Field(
-        default=None, min_length=1, description="The layers that get one, by the ends of their names; by default every linear layer but the head."
+        default=None,
+        min_length=1,
+        description="The layers that get one, by the ends of their names; by default every linear layer but the head.",
     )
     save: Literal["merged", "adapter"] = Field(
         default="merged",
@@ -214,9 +216,12 @@ class OptimConfig(_Section):
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="What float32 weights of the student compute in; auto is bfloat16 on a GPU that has it, else float32.",
+        description="What float32 weights of the student compute in; auto is bfloat16 on a GPU that has it, else "
+        "float32.",
     )
-    compile: bool = Field(default=False, description="Compile the student by torch.compile: slow to begin, then faster.")
+    compile: bool = Field(
+        default=False, description="Compile the student by torch.compile: slow to begin, then faster."
+    )
 
 
 class OutputConfig(_Section):

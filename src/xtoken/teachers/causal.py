@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xtoken.teachers.head import Head
 
-__all__ = ["HiddenReader", "causal_logits"]
+__all__ = ["HiddenReader", "causal_logits", "decoder_of"]
 
 # How far, as a share of the largest logit, the head's logits may lie from the model's: rounding in the model's dtype.
 _SLACK = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -30,6 +30,23 @@ _TRIAL_SCALES = (1.0, 100.0)
 def causal_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """A causal LM's logits [B, L, W] as it gives them, soft-capped where it caps them; no key-value cache is built."""
     return cast(Tensor, model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits)
+
+
+def decoder_of(model: nn.Module) -> nn.Module | None:
+    """A causal LM without its head; None where it does not show one.
+
+    Args:
+        model: a Hugging Face causal LM, in peft's wrapper or bare.
+    """
+    model = _unwrapped(model)
+    decoder = getattr(model, str(getattr(model, "base_model_prefix", "")) or "model", None)
+    return decoder if isinstance(decoder, nn.Module) and decoder is not model else None
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside a `peft.PeftModel`, which passes its attributes on but `forward`; any other as it is."""
+    inner = getattr(model, "get_base_model", None)
+    return model if inner is None else cast(nn.Module, inner())
 
 
 @dataclass(frozen=True)
@@ -51,17 +68,17 @@ class HiddenReader:
         """A reader for this model; None where its logits are not those of a plain head.
 
         Args:
-            model: unwrapped, on its device.
+            model: on its device, in no wrapper but peft's.
         """
-        output: Any = getattr(model, "get_output_embeddings", lambda: None)()
-        decoder = getattr(model, str(getattr(model, "base_model_prefix", "")) or "model", None)
+        bare, decoder = _unwrapped(model), decoder_of(model)
+        output: Any = getattr(bare, "get_output_embeddings", lambda: None)()
         # Exactly a Linear: an adapter or a quantised layer is a subclass, or another class, with another product.
-        if type(output) is not nn.Linear or not isinstance(decoder, nn.Module) or decoder is model:
+        if type(output) is not nn.Linear or decoder is None:
             return None
-        if "logits_to_keep" not in signature(model.forward).parameters or type(output.weight) is not nn.Parameter:
+        if "logits_to_keep" not in signature(bare.forward).parameters or type(output.weight) is not nn.Parameter:
             return None
         # Weights that accelerate moves about, or keeps elsewhere, are at hand in the model's own forward alone.
-        hooked = any(hasattr(part, "_hf_hook") for part in (model, decoder, output))
+        hooked = any(hasattr(part, "_hf_hook") for part in (bare, decoder, output))
         if hooked or output.weight.is_meta or len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
             return None
         config: Any = getattr(model, "config", None)
