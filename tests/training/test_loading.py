@@ -42,7 +42,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A student's folder whose architecture transformers does not know."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr("sys.path", [str(tmp_path / "modules"), *__import__("sys").path])
+    monkeypatch.syspath_prepend(tmp_path / "modules")
     folder = tiny.student_folder(tmp_path / "own")
     (folder / "modeling_own.py").write_text(OWN_CODE)
     config = json.loads((folder / "config.json").read_text())
@@ -52,9 +52,10 @@ def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_code_of_its_own_runs_only_when_it_is_trusted(own_code: Path, tmp_path: Path) -> None:
-    for section in ({"student": str(own_code)}, {"teachers": [{"model": str(own_code)}]}):
-        with pytest.raises(XTokenError, match="brings Python code of its own.*trust_remote_code: true"):
-            distil({**RUN, "student": str(own_code), **section}, texts=TEXTS, quiet=True)
+    plain = str(tiny.student_folder(tmp_path / "plain"))
+    for names in ({"student": str(own_code)}, {"student": plain, "teachers": [str(own_code)]}):
+        with pytest.raises(XTokenError, match=r"brings Python code of its own.*trust_remote_code: true"):
+            distil({**RUN, **names}, texts=TEXTS, quiet=True)
     assert not (tmp_path / "modules").exists()
     trusted = {"model": str(own_code), "trust_remote_code": True}
     config = {**RUN, "student": trusted, "teachers": [trusted], "output": {"folder": str(tmp_path / "out")}}

@@ -43,6 +43,21 @@ def decoder_of(model: nn.Module) -> nn.Module | None:
     return decoder if isinstance(decoder, nn.Module) and decoder is not model else None
 
 
+@contextmanager
+def _in_own_precision(model: nn.Module) -> Iterator[None]:
+    """Without the autocast that accelerate puts around a model's `forward`, under which no head agrees in float32."""
+    there = vars(model)
+    if "_original_forward" not in there or "forward" not in there:
+        yield
+        return
+    mixed = there["forward"]
+    there["forward"] = there["_original_forward"]
+    try:
+        yield
+    finally:
+        there["forward"] = mixed
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The model inside a `peft.PeftModel`, which passes its attributes on but `forward`; any other as it is."""
     inner = getattr(model, "get_base_model", None)
@@ -118,7 +133,12 @@ class HiddenReader:
         """Tries it on two tokens, in the model's own mode; the random state is left as it was."""
         device = self.output.weight.device
         plain = torch.autocast(device.type, enabled=False)
-        with torch.no_grad(), plain, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with (
+            torch.no_grad(),
+            plain,
+            _in_own_precision(model),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
             return all(self._agrees(model, scale) for scale in _TRIAL_SCALES)
 
     def _agrees(self, model: nn.Module, scale: float) -> bool:

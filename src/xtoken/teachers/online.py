@@ -87,7 +87,8 @@ class OnlineTeacher:
         """
         device = input_ids.device
         input_ids, attention_mask = self._bring(input_ids), self._bring(attention_mask)
-        with torch.no_grad():
+        own_dtype = torch.autocast(input_ids.device.type, enabled=False)  # whatever the student computes in
+        with torch.no_grad(), own_dtype:
             if self.reader is None:
                 logits = causal_logits(self.model, input_ids, attention_mask).to(device)
                 return LogitSignal(logits.flatten(0, 1), self.vocab_size, self.temperature)

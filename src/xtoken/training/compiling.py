@@ -42,7 +42,7 @@ def compiled(model: Any, backend: str | None = None) -> Iterator[None]:
         try:
             return quick(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = " ".join(str(error).split("\n\n")[0].split())
             raise XTokenError(f"optim.compile: torch.compile fails on the student: {reason}. Leave it out.") from error
 
     part.forward = forward

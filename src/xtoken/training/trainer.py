@@ -143,7 +143,8 @@ class XTokenTrainer(Trainer):
         logits, ids, mask = None, inputs["input_ids"], inputs["attention_mask"]
         if self._reader is not None and not return_outputs:
             hidden = self._reader.read(model, ids, mask)
-            found = self.distiller.outcome_from_hidden(hidden, self._reader.head, inputs, counts)
+            with self.accelerator.autocast():  # the head computes as the model does
+                found = self.distiller.outcome_from_hidden(hidden, self._reader.head, inputs, counts)
         else:
             logits = causal_logits(model, ids, mask)
             found = self.distiller.outcome(logits, inputs, counts)
