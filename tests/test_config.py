@@ -42,6 +42,9 @@ def test_the_defaults_are_the_papers_recipe() -> None:
         ({"optim": {"learning_rate": float("inf")}}, "optim.learning_rate is inf: .* finite"),
         ({"loss": {"kd_weight": float("inf")}, "teachers": [{}]}, "loss.kd_weight is inf: .* finite"),
         ({"data": {"files": ["a"], "dataset": "b"}}, "give files or dataset, not both"),
+        ({"student": {"lora": {"rnk": 4}}}, r"unknown key student.lora.rnk \(did you mean 'rank'\?\)"),
+        ({"student": {"lora": {"save": "merge"}}}, r"student.lora.save is 'merge' \(did you mean 'merged'\?\)"),
+        ({"student": {"lora": 8}}, r"student.lora is 8; expected keys such as rank, alpha, dropout"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(raw: dict[str, Any], message: str) -> None:
@@ -70,6 +73,16 @@ def test_a_bare_string_stands_for_a_sections_main_key() -> None:
 def test_a_setting_without_effect_is_an_error(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(XTokenError, match=message):
         parse_config(raw)
+
+
+def test_a_section_that_may_be_left_out_is_there_where_a_key_of_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("student: a\n")
+    assert load_config(file).student.lora is None
+    file.write_text("student: {model: a}\n")
+    lora = load_config(file, ["student.lora.rank=8"]).student.lora
+    assert lora is not None
+    assert (lora.rank, lora.save) == (8, "merged")
 
 
 def test_numbers_that_yaml_reads_as_strings_are_numbers(tmp_path: Path) -> None:
@@ -125,7 +138,9 @@ def test_what_a_config_resolves_to_is_a_config_of_the_same_run() -> None:
 def test_every_setting_is_described() -> None:
     listed = list(settings())
     assert all(description for _, _, description in listed)
-    assert {"student.model", "teachers.N.loss", "optim.steps", "seed"} <= {key for key, _, _ in listed}
+    assert {"student.model", "student.lora.rank", "teachers.N.loss", "optim.steps", "seed"} <= {
+        key for key, _, _ in listed
+    }
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)

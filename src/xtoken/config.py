@@ -11,7 +11,8 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +21,7 @@ from xtoken.errors import XTokenError
 
 __all__ = [
     "DataConfig",
+    "LoraConfig",
     "LossConfig",
     "OptimConfig",
     "OutputConfig",
@@ -52,6 +54,12 @@ class _ModelSection(_Section):
 
     model: str | None = Field(default=None, description="A model folder or a hub id.")
     revision: str | None = Field(default=None, description="The hub revision: a branch, tag or commit.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run the Python code that the model's folder or repository brings along."
+    )
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        default=None, description="The implementation of attention; by default transformers chooses."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -59,14 +67,37 @@ class _ModelSection(_Section):
         return _short_for("model", value)
 
     @model_validator(mode="after")
-    def _revision_needs_a_model(self) -> _ModelSection:
-        if self.revision is not None and self.model is None:
-            raise ValueError("revision has no effect without model")
+    def _loading_needs_a_model(self) -> _ModelSection:
+        for key in ("revision", "trust_remote_code", "attention", "quantization", "device_map"):
+            if self.model is None and getattr(self, key, None):
+                raise ValueError(f"{key} has no effect without model")
         return self
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters (Hu et al., LoRA, arXiv 2106.09685) that learn in place of the student's weights."""
+
+    rank: Count = Field(
+        default=16, description="Of the adapters; where any of these is set, adapters learn and the weights stay."
+    )
+    alpha: Positive = Field(default=32.0, description="What adapters add is scaled by alpha / rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Of what adapters are given.")
+    target_modules: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="The layers that get one, by the ends of their names; by default every linear layer but the head.",
+    )
+    save: Literal["merged", "adapter"] = Field(
+        default="merged",
+        description="What is saved at the end: the weights with the adapters added in, or the adapters alone, which "
+        "need the student's model to load.",
+    )
 
 
 class StudentConfig(_ModelSection):
     """The model that learns."""
+
+    lora: LoraConfig | None = Field(default=None, description="Adapters that learn in place of the weights.")
 
     dtype: Dtype = Field(
         default="auto",
@@ -81,6 +112,14 @@ class TeacherConfig(_ModelSection):
     sharded: bool = Field(
         default=False,
         description="Spread its weights over the processes of the run, instead of a copy in each; slower, and smaller.",
+    )
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        default=None, description="Hold the weights in so few bits (bitsandbytes, on a CUDA GPU); dtype then computes."
+    )
+    device_map: str | dict[str, int | str] | None = Field(
+        default=None,
+        description="Where the weights lie: auto spreads them over all GPUs, or a device for each module; by default "
+        "beside the student.",
     )
     name: str | None = Field(default=None, description="Its name in the logs; by default the last part of model.")
     loss: LossName = Field(default="auto", description="auto audits the two tokenizers and picks p-kl, h-kl or same.")
@@ -201,6 +240,14 @@ class OptimConfig(_Section):
     )
     steps: Count = Field(default=30_000, description="Optimizer steps; the data is repeated as often as it takes.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="What float32 weights of the student compute in; auto is bfloat16 on a GPU that has it, else "
+        "float32.",
+    )
+    compile: bool = Field(
+        default=False, description="Compile the student by torch.compile: slow to begin, then faster."
+    )
 
 
 class OutputConfig(_Section):
@@ -247,6 +294,11 @@ class RunConfig(_Section):
             raise ValueError("data.alignment has no effect without teachers")
         if not self.teachers and self.loss.ce_weight == 0:
             raise ValueError("loss.ce_weight is 0 and there are no teachers: there is nothing to learn from")
+        if self.optim.precision != "auto" and self.student.dtype not in ("auto", "float32"):
+            raise ValueError(
+                f"optim.precision has no effect on a student of dtype {self.student.dtype}, which computes in that: "
+                "leave one of them out"
+            )
         return self
 
 
@@ -312,6 +364,8 @@ def _inner(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
         return annotation, False
     if get_origin(annotation) is list:
         return _inner(get_args(annotation)[0])[0], True
+    if get_origin(annotation) in (Union, UnionType) and len(get_args(annotation)) == 2:  # a section, or None
+        return _inner(get_args(annotation)[0])[0], False
     return None, False
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xtoken.teachers.head import Head
 
-__all__ = ["HiddenReader", "causal_logits", "packs_apart"]
+__all__ = ["HiddenReader", "causal_logits", "decoder_of", "packs_apart"]
 
 # How far, as a share of the largest logit, the head's logits may lie from the model's: rounding in the model's dtype.
 _SLACK = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -71,6 +71,38 @@ def packs_apart(model: nn.Module) -> bool:
     return bool((packed - alone).abs().max() <= slack * alone.abs().max())
 
 
+def decoder_of(model: nn.Module) -> nn.Module | None:
+    """A causal LM without its head; None where it does not show one.
+
+    Args:
+        model: a Hugging Face causal LM, in peft's wrapper or bare.
+    """
+    model = _unwrapped(model)
+    decoder = getattr(model, str(getattr(model, "base_model_prefix", "")) or "model", None)
+    return decoder if isinstance(decoder, nn.Module) and decoder is not model else None
+
+
+@contextmanager
+def _in_own_precision(model: nn.Module) -> Iterator[None]:
+    """Without the autocast that accelerate puts around a model's `forward`, under which no head agrees in float32."""
+    there = vars(model)
+    if "_original_forward" not in there or "forward" not in there:
+        yield
+        return
+    mixed = there["forward"]
+    there["forward"] = there["_original_forward"]
+    try:
+        yield
+    finally:
+        there["forward"] = mixed
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside a `peft.PeftModel`, which passes its attributes on but `forward`; any other as it is."""
+    inner = getattr(model, "get_base_model", None)
+    return model if inner is None else cast(nn.Module, inner())
+
+
 @dataclass(frozen=True)
 class HiddenReader:
     """Reads the hidden states that a model's head is given.
@@ -90,17 +122,17 @@ class HiddenReader:
         """A reader for this model; None where its logits are not those of a plain head.
 
         Args:
-            model: unwrapped, on its device.
+            model: on its device, in no wrapper but peft's.
         """
-        output: Any = getattr(model, "get_output_embeddings", lambda: None)()
-        decoder = getattr(model, str(getattr(model, "base_model_prefix", "")) or "model", None)
+        bare, decoder = _unwrapped(model), decoder_of(model)
+        output: Any = getattr(bare, "get_output_embeddings", lambda: None)()
         # Exactly a Linear: an adapter or a quantised layer is a subclass, or another class, with another product.
-        if type(output) is not nn.Linear or not isinstance(decoder, nn.Module) or decoder is model:
+        if type(output) is not nn.Linear or decoder is None:
             return None
-        if "logits_to_keep" not in signature(model.forward).parameters or type(output.weight) is not nn.Parameter:
+        if "logits_to_keep" not in signature(bare.forward).parameters or type(output.weight) is not nn.Parameter:
             return None
         # Weights that accelerate moves about, or keeps elsewhere, are at hand in the model's own forward alone.
-        hooked = any(hasattr(part, "_hf_hook") for part in (model, decoder, output))
+        hooked = any(hasattr(part, "_hf_hook") for part in (bare, decoder, output))
         if hooked or output.weight.is_meta or len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
             return None
         config: Any = getattr(model, "config", None)
@@ -143,7 +175,12 @@ class HiddenReader:
         """Tries it on two tokens, in the model's own mode; the random state is left as it was."""
         device = self.output.weight.device
         plain = torch.autocast(device.type, enabled=False)
-        with torch.no_grad(), plain, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with (
+            torch.no_grad(),
+            plain,
+            _in_own_precision(model),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
             return all(self._agrees(model, scale) for scale in _TRIAL_SCALES)
 
     def _agrees(self, model: nn.Module, scale: float) -> bool:

@@ -2,7 +2,7 @@
 
 Types: token ids in, a `TeacherSignal` out. Laws: no gradient ever reaches it; the columns by which its head is wider
 than its tokenizer are cut off before the softmax; a head narrower than the tokenizer is refused when the teacher is
-made.
+made; what it says of a batch lies where the batch does, wherever its own weights lie.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from xtoken.errors import XTokenError
 from xtoken.losses import ChunkIndex, LossTerm
 from xtoken.teachers.causal import HiddenReader, causal_logits
+from xtoken.teachers.head import Head
 from xtoken.teachers.sharding import shard
 from xtoken.teachers.signal import HeadSignal, LogitSignal, TeacherSignal, WholeSignal
 
@@ -37,6 +38,7 @@ class OnlineTeacher:
         side: which tokens of a batch are its own: the `side_key` of its tokenizer.
         temperature: tau, above 0, of teacher and student alike.
         sharded: spread its weights over the processes of the run; each holds all of them where there is one.
+        is_placed: whether the model is where it is to stay, beside the student or not.
 
     Raises:
         XTokenError: the model's head or embeddings are narrower than the tokenizer; a weight or temperature out of
@@ -54,6 +56,7 @@ class OnlineTeacher:
         weight: float = 1.0,
         temperature: float = 1.0,
         sharded: bool = False,
+        is_placed: bool = False,
     ) -> None:
         check_head(model, vocab_size, f"teacher {name!r}")
         if not 0 < weight < float("inf"):
@@ -61,16 +64,18 @@ class OnlineTeacher:
         if not 0 < temperature < float("inf"):
             raise XTokenError(f"teacher {name!r} has temperature {temperature}; it must be above 0 and finite")
         self.name, self.vocab_size, self.loss = name, vocab_size, loss
-        self.side, self.weight, self.temperature, self.sharded = side, weight, temperature, sharded
+        self.side, self.weight, self.temperature = side, weight, temperature
+        self.sharded, self.is_placed = sharded, is_placed
         self.model = model.eval().requires_grad_(False)
+        self._copied_head: Head | None = None
 
     def to(self, device: torch.device | str) -> OnlineTeacher:
         """Moves the model and what the loss holds, and shards what is to be sharded.
 
-        A model spread over devices by accelerate stays where it is.
+        A model that was placed, by hand or accelerate, stays where it is.
         """
-        is_mapped = getattr(self.model, "hf_device_map", None) is not None
-        if not is_mapped and not (self.sharded and shard(self.model, torch.device(device))):
+        is_there = self.is_placed or getattr(self.model, "hf_device_map", None) is not None
+        if not is_there and not (self.sharded and shard(self.model, torch.device(device))):
             self.model.to(device)
         if isinstance(self.loss, nn.Module):
             self.loss.to(device)
@@ -89,13 +94,31 @@ class OnlineTeacher:
             attention_mask: int64 [B, L_t], 0 on padding.
             position_ids: int64 [B, L_t], of documents packed into one sequence, each counted from 0; else None.
         """
-        # In its own dtype, whatever the student is trained in.
-        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
+        device = input_ids.device
+        ids, mask = self._bring(input_ids), self._bring(attention_mask)
+        positions = None if position_ids is None else self._bring(position_ids)
+        own_dtype = torch.autocast(ids.device.type, enabled=False)  # whatever the student computes in
+        with torch.no_grad(), own_dtype:
             if self.reader is None:
-                logits = causal_logits(self.model, input_ids, attention_mask, position_ids)
+                logits = causal_logits(self.model, ids, mask, positions).to(device)
                 return LogitSignal(logits.flatten(0, 1), self.vocab_size, self.temperature)
-            hidden = self.reader.read(self.model, input_ids, attention_mask, position_ids)
-            return HeadSignal(hidden.flatten(0, 1), self.reader.head, self.vocab_size, self.temperature)
+            hidden = self.reader.read(self.model, ids, mask, positions).to(device)
+            return HeadSignal(hidden.flatten(0, 1), self._head_on(device), self.vocab_size, self.temperature)
+
+    def _bring(self, tensor: Tensor) -> Tensor:
+        """To where the model takes its inputs; accelerate's hooks take them there by themselves."""
+        return tensor if hasattr(self.model, "_hf_hook") else tensor.to(next(self.model.parameters()).device)
+
+    def _head_on(self, device: torch.device) -> Head:
+        """The head where the batch is; elsewhere than the model that is a copy, made once."""
+        assert self.reader is not None
+        head = self.reader.head
+        if head.weight.device == device:
+            return head
+        if self._copied_head is None or self._copied_head.weight.device != device:
+            bias = None if head.bias is None else head.bias.to(device)
+            self._copied_head = Head(head.weight.to(device), bias, head.softcap)
+        return self._copied_head
 
 
 def check_head(model: nn.Module, vocab_size: int, who: str) -> None:

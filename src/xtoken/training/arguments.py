@@ -17,6 +17,7 @@ import torch
 
 from xtoken.config import OptimConfig, RunConfig
 from xtoken.errors import XTokenError
+from xtoken.training.packages import check_settings_can_run
 
 __all__ = ["check_arguments", "trainer_arguments"]
 
@@ -30,14 +31,16 @@ def check_arguments(config: RunConfig) -> None:
     """Finds mistakes without loading anything.
 
     Raises:
-        XTokenError: a tracker that is unknown or not installed; a batch that does not divide evenly.
+        XTokenError: a tracker that is unknown or not installed; a batch that does not divide evenly; a setting that
+            this installation or machine cannot honour.
     """
+    check_settings_can_run(config)
     _check_trackers(config.output.trackers)
     _batches(config.optim)
 
 
 def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bool) -> Any:
-    """`TrainingArguments` for a run: bf16 autocast on a GPU that has it, float32 elsewhere.
+    """`TrainingArguments` for a run: unless told otherwise bf16 autocast on a GPU that has it, float32 elsewhere.
 
     Args:
         config: the run's settings.
@@ -52,6 +55,7 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
 
     optim, output, on_gpu = config.optim, config.output, torch.cuda.is_available()
     micro, accumulation = _batches(optim)
+    bf16 = _uses_bf16(config)
     # Newer releases call it activation checkpointing.
     fields = TrainingArguments.__dataclass_fields__
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
@@ -66,7 +70,8 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
         weight_decay=optim.weight_decay,
         max_grad_norm=optim.max_grad_norm,
         seed=config.seed,
-        bf16=on_gpu and torch.cuda.is_bf16_supported() and config.student.dtype in ("auto", "float32"),
+        bf16=bf16,
+        use_cpu=bf16 and not torch.accelerator.is_available(),  # or it would look for a GPU that has bf16
         logging_steps=output.log_every,
         logging_nan_inf_filter=False,  # it waits for the device at every micro-batch, and hides what it finds
         save_strategy="steps" if saves else "no",
@@ -78,7 +83,17 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
         **{checkpointing: optim.gradient_checkpointing},
     )
     _check_processes(arguments.world_size)
+    if any(teacher.device_map is not None for teacher in config.teachers):
+        arguments._n_gpu = min(1, arguments.n_gpu)  # the others are the teachers', not for data parallelism
     return arguments
+
+
+def _uses_bf16(config: RunConfig) -> bool:
+    """Whether float32 weights compute in bfloat16, by autocast."""
+    if config.optim.precision != "auto":
+        return config.optim.precision == "bfloat16"
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return has_bf16 and config.student.dtype in ("auto", "float32")
 
 
 def _check_trackers(names: Sequence[str]) -> None:

@@ -38,6 +38,8 @@ _TRACES = (
     "config.json",
     "generation_config.json",
     "model*.safetensors*",
+    "adapter_config.json",
+    "adapter_model.safetensors",
 )
 # May change on the way. The data has a key of its own. Another number of steps stretches the schedule, and another
 # micro-batch changes the factors of dynamic scaling: whoever changes them on the way asks for that.
@@ -48,6 +50,7 @@ _FREE = (
     "optim.steps",
     "optim.micro_batch_size",
     "optim.gradient_checkpointing",
+    "optim.compile",
 )
 
 
@@ -182,7 +185,7 @@ def save_student(model: Any, folder: Path, tokenizer_files: Sequence[Path]) -> N
     """Saves a model folder that plain transformers loads: safetensors, config, and the tokenizer's own files.
 
     Args:
-        model: a Hugging Face model.
+        model: a Hugging Face model, or a `peft.PeftModel`, of which the adapter is saved.
         folder: where to.
         tokenizer_files: copied as they are.
     """

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -59,6 +59,7 @@ class Teacher:
             weight=self.config.weight,
             temperature=self.config.temperature,
             sharded=self.config.sharded,
+            is_placed=self.config.device_map is not None or self.config.quantization is not None,
         )
 
 
@@ -126,13 +127,25 @@ def _student(settings: StudentConfig, given: LoadedModel | None) -> LoadedModel:
     if settings.model is None:
         raise XTokenError("there is no student: name student.model, a folder or a hub id")
     dtype = "float32" if settings.dtype == "auto" else settings.dtype
-    return load_model(settings.model, who="student", revision=settings.revision, dtype=dtype)
+    return load_model(settings.model, who="student", dtype=dtype, **_source(settings))
 
 
 def _load_teacher(settings: TeacherConfig, number: int) -> LoadedModel:
     auto = "bfloat16" if torch.cuda.is_available() else "float32"
     dtype = auto if settings.dtype == "auto" else settings.dtype
-    return load_model(str(settings.model), who=f"teachers.{number}", revision=settings.revision, dtype=dtype)
+    return load_model(
+        str(settings.model),
+        who=f"teachers.{number}",
+        dtype=dtype,
+        quantization=settings.quantization,
+        device_map=settings.device_map,
+        **_source(settings),
+    )
+
+
+def _source(settings: StudentConfig | TeacherConfig) -> dict[str, Any]:
+    """What is said alike of where a student and a teacher come from."""
+    return {name: getattr(settings, name) for name in ("revision", "trust_remote_code", "attention")}
 
 
 def _fitted_data(data: DataConfig, learner: LoadedModel) -> DataConfig:

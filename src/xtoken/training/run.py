@@ -23,8 +23,10 @@ from xtoken.config import DataConfig, LossConfig, RunConfig, parse_config
 from xtoken.errors import XTokenError
 from xtoken.teachers.causal import packs_apart
 from xtoken.teachers.confidence import Adaptive
+from xtoken.training.adapters import add_lora, finished
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_interrupt
+from xtoken.training.compiling import compiled
 from xtoken.training.data import DataReport, PreparedData, Side, prepare, side_key
 from xtoken.training.models import LoadedModel, no_library_bars
 from xtoken.training.output import (
@@ -62,7 +64,7 @@ class RunResult:
     """What came of a run.
 
     Attributes:
-        student: the trained model.
+        student: the trained model, as it was saved; with its adapters still apart where the run was interrupted.
         folder: where it was saved; None where nothing was.
         steps: the optimizer steps behind it, those before a resume included.
         interrupted: whether Ctrl-C ended it early; then `checkpoint` is where it goes on, and no student was saved.
@@ -145,6 +147,8 @@ class _Run:
             stop = stack.enter_context(stop_on_interrupt())
             trainer = self.trainer(folder, stop)
             self.take_folder(trainer, overwrite=overwrite)
+            if self.participants.config.optim.compile:
+                stack.enter_context(compiled(trainer.model))
             return self.train(trainer, checkpoint, stop)
 
     def take_folder(self, trainer: Any, *, overwrite: bool) -> None:
@@ -167,12 +171,14 @@ class _Run:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             done = int(trainer.state.global_step)
         interrupted, seconds = stop.asked and done < steps, time.perf_counter() - began
-        student = self.participants.student
+        files, model = self.participants.student.tokenizer_files, trainer.accelerator.unwrap_model(trainer.model)
+        if not interrupted:
+            model = finished(model, self.participants.config.student.lora)
         if self.folder is not None and not interrupted and trainer.is_world_process_zero():
-            save_student(trainer.accelerator.unwrap_model(trainer.model), self.folder, student.tokenizer_files)
+            save_student(model, self.folder, files)
         trainer.accelerator.wait_for_everyone()
         return RunResult(
-            student=student.model,
+            student=model,
             folder=self.folder,
             steps=done,
             interrupted=interrupted,
@@ -188,10 +194,13 @@ class _Run:
         from xtoken.training.trainer import XTokenTrainer
 
         config, student = self.participants.config, self.participants.student
-        weight = config.loss.kd_weight
+        lora, weight = config.student.lora, config.loss.kd_weight
         assert weight != "auto", "`gather` has settled it"
+        model = student.model
+        if lora is not None:
+            model = add_lora(model, lora, seed=config.seed, revision=config.student.revision)
         return XTokenTrainer(
-            student.model,
+            model,
             [teacher.online() for teacher in self.participants.teachers],
             trainer_arguments(config, folder, saves=self.folder is not None, quiet=self.quiet),
             self.data,
