@@ -74,6 +74,24 @@ class StudentConfig(_ModelSection):
     )
 
 
+class ProjectionConfig(_Section):
+    """W, the matrix between the vocabularies of a teacher and the student."""
+
+    file: str | None = Field(
+        default=None, description="For p-kl and h-kl: a saved W to start from; by default it is built by rule."
+    )
+    learnable: bool = Field(default=False, description="For p-kl: learn W's weights with the student.")
+    learning_rate: Positive | None = Field(
+        default=None, description="For a learnable W: its peak learning rate (default 1e-2)."
+    )
+
+    @model_validator(mode="after")
+    def _rate_needs_learning(self) -> ProjectionConfig:
+        if self.learning_rate is not None and not self.learnable:
+            raise ValueError("learning_rate has no effect without learnable")
+        return self
+
+
 class TeacherConfig(_ModelSection):
     """One teacher: a model, the loss it teaches by, and how much it counts."""
 
@@ -87,6 +105,7 @@ class TeacherConfig(_ModelSection):
     )
     temperature: Positive = Field(default=1.0, description="Softens the predictions of teacher and student alike.")
     top_k: Count | None = Field(default=None, description="For p-kl: teach the k most probable teacher tokens only.")
+    projection: ProjectionConfig = Field(default_factory=ProjectionConfig, description="W, where the loss has one.")
     ranks: Count | Literal["all"] | None = Field(
         default=None,
         description="For gold, h-kl and uld: how many sorted probabilities to compare one by one (default 1024).",
@@ -213,6 +232,8 @@ class RunConfig(_Section):
             raise ValueError("loss.kd_weight has no effect without teachers")
         if not self.teachers and self.data.alignment != "bytes":
             raise ValueError("data.alignment has no effect without teachers")
+        if self.loss.kd_weight == 0 and any(teacher.projection.learnable for teacher in self.teachers):
+            raise ValueError("projection.learnable has no effect where loss.kd_weight is 0")
         if not self.teachers and self.loss.ce_weight == 0:
             raise ValueError("loss.ce_weight is 0 and there are no teachers: there is nothing to learn from")
         return self

@@ -35,6 +35,7 @@ class OnlineTeacher:
         weight: how much it counts among several teachers, above 0.
         side: which tokens of a batch are its own: the `side_key` of its tokenizer.
         temperature: tau, above 0, of teacher and student alike.
+        loss_learning_rate: of what the loss itself learns (a learnable W); None for the default.
 
     Raises:
         XTokenError: the model's head or embeddings are narrower than the tokenizer; a weight or temperature out of
@@ -51,6 +52,7 @@ class OnlineTeacher:
         side: str,
         weight: float = 1.0,
         temperature: float = 1.0,
+        loss_learning_rate: float | None = None,
     ) -> None:
         check_head(model, vocab_size, f"teacher {name!r}")
         if not 0 < weight < float("inf"):
@@ -59,6 +61,7 @@ class OnlineTeacher:
             raise XTokenError(f"teacher {name!r} has temperature {temperature}; it must be above 0 and finite")
         self.name, self.vocab_size, self.loss = name, vocab_size, loss
         self.side, self.weight, self.temperature = side, weight, temperature
+        self.loss_learning_rate = loss_learning_rate
         self.model = model.eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> OnlineTeacher:

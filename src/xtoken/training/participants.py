@@ -58,6 +58,7 @@ class Teacher:
             side=side_key(self.loaded.vocabulary),
             weight=self.config.weight,
             temperature=self.config.temperature,
+            loss_learning_rate=self.config.projection.learning_rate,
         )
 
 

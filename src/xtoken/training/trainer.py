@@ -27,6 +27,7 @@ from xtoken.teachers.online import OnlineTeacher, check_head
 from xtoken.training.callbacks import JsonLines, LossBar
 from xtoken.training.collator import Collator
 from xtoken.training.distiller import DROPPED, Counts, Distiller, KdWeight, Terms
+from xtoken.training.learnable import LearnableProjections
 from xtoken.training.output import last_checkpoint
 
 __all__ = ["XTokenTrainer"]
@@ -39,7 +40,7 @@ class XTokenTrainer(Trainer):
     steps since the last line: `ce` and `kd` (nats per token and per chunk, raw), `kd/NAME` for each teacher,
     `kd_ce_ratio`, `kd_factor` (what the teachers' sum was multiplied by, the mean over the micro-batches) and
     `kd_factor_max` (the largest), `uncovered_mass` and `kept_chunks` (shares, also by teacher), `tokens_per_second`
-    (the student's, without padding).
+    (the student's, without padding), `w_drift/NAME` for a learnable W (the share of its rows' mass that has moved).
 
     Args:
         model: the student, a Hugging Face causal LM.
@@ -94,9 +95,39 @@ class XTokenTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # how releases before loss_is_scaled_for_ga are told the same
         self._replace_progress()
         self.distiller = Distiller([t.to(self.args.device) for t in teachers], vocab_size, kd_weight, ce_weight)
+        self.learnable = LearnableProjections(teachers)
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.learnable.check(
+            is_sharded=is_sharded, optimizer=self.optimizer, loads_best=bool(args.load_best_model_at_end)
+        )
+        self.add_callback(self.learnable)
         self._sums: dict[str, Tensor] = {}
         self._largest_factor: Tensor | None = None
         self._last_log = time.perf_counter()
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own, with a group for each learnable W."""
+        is_given = self.optimizer is not None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if not is_given:
+            self.learnable.add_groups(optimizer)
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The Trainer's own; after a window's last micro-batch the processes agree on the learnable Ws' gradients."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self.learnable.reduce(self.accelerator)
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.learnable.save(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.learnable.load(Path(resume_from_checkpoint))
 
     def _replace_progress(self) -> None:
         """Takes out what prints a dict at every step."""
@@ -169,7 +200,7 @@ class XTokenTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the raw terms to the line of a training step; a term that is not finite ends the training there."""
         if "loss" in logs:
-            logs = {**logs, **self._drain()}
+            logs = {**logs, **self._drain(), **self.learnable.logged()}
         super().log(logs, start_time)
         self._check_finite(logs)
 

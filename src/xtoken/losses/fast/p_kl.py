@@ -359,9 +359,9 @@ def _on_subset(
         d value / d logits = F_T ( m a - G / R ),   a_i = p_i ( sum over S of W_ij + lost_i ) / D,
 
     whose entries are 0 but on the sources of S and on tokens that W loses: the term m p is gone, since a sums to 1 as p
-    does. Nothing is done over whole vocabularies but the teacher's softmax and the choice of S. By log W_ij it is p_i W_ij
-    times the derivative by q_j, as it is for p_i; D is taken as the sum it is here and not as 1 - (mass outside S), which
-    comes to the same for rows that keep their sums.
+    does. Nothing is done over whole vocabularies but the teacher's softmax and the choice of S. By log W_ij it is
+    p_i W_ij times the derivative by q_j, as it is for p_i; D is taken as the sum it is here and not as 1 - (mass
+    outside S), which comes to the same for rows that keep their sums.
     """
     k, width, logits = len(student.log_factor), len(w.partner), student.logits
     log_p, source, uncovered = _subset(w, top, teacher)

@@ -6,8 +6,8 @@ first rows through the kernel, block by block; (3) the student's later rows agai
 a later row is the loss's own business (`Pass`). For all but path-KL, which plans on the host, sizes follow from shapes
 and nothing is read back from the device.
 
-The gradient is made on the way and multiplied by `grad_output` afterwards, the one by weights that the loss itself learns
-as well. Memory: one tensor of the logits' shape and type, and some blocks. Differentiable once.
+The gradient is made on the way and multiplied by `grad_output` afterwards, the one by weights that the loss itself
+learns as well. Memory: one tensor of the logits' shape and type, and some blocks. Differentiable once.
 """
 
 from __future__ import annotations
