@@ -105,6 +105,14 @@ class TeacherConfig(_ModelSection):
     )
     temperature: Positive = Field(default=1.0, description="Softens the predictions of teacher and student alike.")
     top_k: Count | None = Field(default=None, description="For p-kl: teach the k most probable teacher tokens only.")
+    divergence: Literal["forward", "reverse", "jsd"] | None = Field(
+        default=None,
+        description="For same and p-kl: forward is KL(teacher || student) (default), reverse KL(student || teacher), "
+        "jsd Jensen-Shannon.",
+    )
+    jsd_beta: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = Field(
+        default=None, description="For jsd: the teacher's share of the mixture (default 0.5)."
+    )
     projection: ProjectionConfig = Field(default_factory=ProjectionConfig, description="W, where the loss has one.")
     ranks: Count | Literal["all"] | None = Field(
         default=None,
@@ -113,6 +121,12 @@ class TeacherConfig(_ModelSection):
     context_length: Count | None = Field(
         default=None, description="The longest document in this teacher's tokens; by default that of the data."
     )
+
+    @model_validator(mode="after")
+    def _beta_needs_jsd(self) -> TeacherConfig:
+        if self.jsd_beta is not None and self.divergence != "jsd":
+            raise ValueError("jsd_beta has no effect without divergence jsd")
+        return self
 
 
 class DataConfig(_Section):

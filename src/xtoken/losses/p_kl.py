@@ -5,6 +5,10 @@ moved by no gradient and would only be a floor under the loss, so the teacher is
 the mass outside is reported as `uncovered_mass`. W^T p_S stands as it is: mass of student tokens with a zero row of W
 is lost, and its loss is penalised. Law: 0 where the student's projection is the teacher; with W a permutation of 1:1
 chunks, the same-tokenizer KL.
+
+Reverse KL and Jensen-Shannon compare the same two vectors, generalised to vectors of any sums: what W loses of the
+student, and under `chain` what the later tokens take of either side, counts as the mass that it is. They are at least
+0 for every merge, `chain` on long chunks included.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from torch import Tensor
 
 from xtoken.errors import XTokenError
 from xtoken.losses.chunk_loss import ChunkLoss
-from xtoken.losses.divergence import kl_divergence
+from xtoken.losses.divergence import FORWARD, Divergence
 from xtoken.losses.fast.kernel import ChunkKernel
 from xtoken.losses.fast.p_kl import (
     LearntPlaces,
@@ -113,7 +117,11 @@ def _within(log_projected: Tensor, log_probs: Tensor, subset: Tensor, w: Project
 
 
 def p_kl(
-    student: ChunkDistributions, teacher: ChunkDistributions, w: ProjectionTensors, subset: Tensor | None = None
+    student: ChunkDistributions,
+    teacher: ChunkDistributions,
+    w: ProjectionTensors,
+    subset: Tensor | None = None,
+    divergence: Divergence = FORWARD,
 ) -> tuple[Tensor, Tensor]:
     """P-KL of each chunk.
 
@@ -122,6 +130,7 @@ def p_kl(
         teacher: over V_T.
         w: V_S x V_T.
         subset: bool [K, V_T], the reachable columns to compare on; None for all of them.
+        divergence: how they are compared.
 
     Returns:
         The loss [K] in nats, 0 for a chunk whose teacher has no mass on the columns compared; and the teacher's mass
@@ -134,7 +143,9 @@ def p_kl(
     log_p = log_normalise(torch.where(compared, teacher.log_probs, NEG_INF))
     # -inf for a chain of probability zero: the chunk then contributes 0, as every 0 log 0 does.
     log_p = log_p + teacher.log_factor.unsqueeze(-1)
-    values = kl_divergence(log_p, log_q + student.log_factor.unsqueeze(-1))
+    if divergence.name != "forward":  # which passes over columns without a teacher by itself
+        log_q = torch.where(compared, log_q, NEG_INF)
+    values = divergence(log_p, log_q + student.log_factor.unsqueeze(-1))
     uncovered = torch.where(w.reachable, 0, teacher.log_probs.exp()).sum(dim=-1)
     return values, uncovered
 
@@ -162,6 +173,8 @@ class PKL(ChunkLoss):
         teacher_topk: compare on the teacher's k most probable reachable tokens of each chunk, 1 to V_T, both sides
             renormalised there (the X-Token paper takes 8192); None compares on all. The tail is then free: the student
             is not told off for its mass on tokens the teacher thinks unlikely.
+        divergence: which way the teacher and the projected student are compared; other than `forward` it runs as the
+            reference, in blocks of chunks, from logits alone.
         learnable: whether W is learnt with the student, on its support (see `xtoken.losses.learnable`): the parameter
             is `row_weights.log_weights`.
 
@@ -183,6 +196,7 @@ class PKL(ChunkLoss):
         merge: Merge = "chain",
         teacher_topk: int | None = None,
         learnable: bool = False,
+        divergence: Divergence = FORWARD,
     ) -> None:
         super().__init__()
         check_merge(merge)
@@ -194,6 +208,7 @@ class PKL(ChunkLoss):
             )
         self.merge: Merge = merge
         self.teacher_topk = teacher_topk
+        self.divergence = divergence
         entries = _coo(projection)
         split = split_projection(*entries, projection.shape)
         for name, tensor in split.tensors().items():
@@ -220,7 +235,7 @@ class PKL(ChunkLoss):
         return replace(fixed, values=log_values.detach().exp(), log_values=log_values)
 
     def kernel(self) -> ChunkKernel | None:
-        if self.merge == "mean":  # it compares other rows than a chunk's first
+        if self.merge == "mean" or self.divergence.name != "forward":  # `mean` compares more rows than a chunk's first
             return None
         split = SplitProjection(**{f.name: getattr(self, f"split_{f.name}") for f in fields(SplitProjection)})
         top = None if self.teacher_topk == self.teacher_vocab_size else self.teacher_topk
@@ -236,7 +251,7 @@ class PKL(ChunkLoss):
         chunks_s = student_chunks(student_logits, self.student_vocab_size, index, tau, self.merge)
         chunks_t = teacher_chunks(teacher, self.teacher_vocab_size, index, self.merge)
         subset = self._subset(chunks_t.log_probs, isinstance(teacher, TopKSignal))
-        values, uncovered = p_kl(chunks_s, chunks_t, self.projection, subset)
+        values, uncovered = p_kl(chunks_s, chunks_t, self.projection, subset, self.divergence)
         return LossTerm.of(tau**2 * values, uncovered_mass=uncovered)
 
     def _subset(self, log_probs: Tensor, is_top_k: bool) -> Tensor | None:

@@ -17,6 +17,7 @@ from xtoken.config import TeacherConfig
 from xtoken.coverage import audit
 from xtoken.errors import XTokenError
 from xtoken.losses import GOLD, HKL, PKL, ULD, PathKL, SameTokenizerKL
+from xtoken.losses.divergence import Divergence
 from xtoken.losses.fast.ranked import RANKS
 from xtoken.projection import (
     PathTries,
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 RANKED = ("gold", "h-kl", "uld")  # the losses that sort
 PROJECTED = ("p-kl", "h-kl")  # those made from W
+DIVERGENT = ("same", "p-kl")  # those that compare two whole vectors by one divergence
 MERGELESS = {"same": "its chunks are single tokens", "path-kl": "it reads every token of a chunk by itself"}
 
 
@@ -110,6 +112,11 @@ def make_objective(config: TeacherConfig, student: Vocabulary, teacher: Vocabula
             f"projection.file has no effect on the loss {name!r} ({reason}): it belongs to {', '.join(PROJECTED)}. "
             "Leave it out."
         )
+    if name not in DIVERGENT and config.divergence is not None:
+        raise XTokenError(
+            f"divergence has no effect on the loss {name!r} ({reason}): it belongs to {', '.join(DIVERGENT)}. Leave it "
+            "out."
+        )
     projection = None
     if name in PROJECTED:
         file = config.projection.file
@@ -128,8 +135,9 @@ def _loss(
 ) -> DistillationLoss:
     merge = config.merge or "chain"
     ranks = RANKS if config.ranks is None else None if config.ranks == "all" else config.ranks
+    divergence = Divergence(config.divergence or "forward", config.jsd_beta)
     if name == "same":
-        return SameTokenizerKL(student.size)
+        return SameTokenizerKL(student.size, divergence)
     if name == "uld":
         return ULD(student.size, teacher.size, merge, ranks)
     if name == "gold":
@@ -139,7 +147,7 @@ def _loss(
     assert projection is not None
     if name == "h-kl":
         return HKL(relaxed_partition(student, teacher, projection), merge, ranks=ranks)
-    return PKL(projection, merge, config.top_k, learnable=config.projection.learnable)
+    return PKL(projection, merge, config.top_k, learnable=config.projection.learnable, divergence=divergence)
 
 
 def projection_for(student: Vocabulary, teacher: Vocabulary, cache: Path | None) -> Projection:
