@@ -1,4 +1,4 @@
-"""Reverse KL and Jensen-Shannon: divergences for vectors of any sums, with the forward KL at the ends of the mixture."""
+"""Reverse KL and Jensen-Shannon: divergences for vectors of any sums, and the mixture's ends."""
 
 from __future__ import annotations
 
