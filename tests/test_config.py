@@ -68,6 +68,8 @@ def test_a_bare_string_stands_for_a_sections_main_key() -> None:
         ({"student": {"revision": "main"}}, "revision has no effect without model"),
         ({"loss": {"ce_weight": 0, "kd_weight": 0}, "teachers": [{}]}, "nothing to learn from"),
         ({"loss": {"ce_weight": 0}}, "nothing to learn from"),
+        ({"teachers": [{"projection": {"learning_rate": 0.1}}]}, "learning_rate has no effect without learnable"),
+        ({"teachers": [{"projection": {"learnable": True}}], "loss": {"kd_weight": 0}}, "learnable has no effect"),
     ],
 )
 def test_a_setting_without_effect_is_an_error(raw: dict[str, Any], message: str) -> None:

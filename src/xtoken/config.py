@@ -105,6 +105,24 @@ class StudentConfig(_ModelSection):
     )
 
 
+class ProjectionConfig(_Section):
+    """W, the matrix between the vocabularies of a teacher and the student."""
+
+    file: str | None = Field(
+        default=None, description="For p-kl and h-kl: a saved W to start from; by default it is built by rule."
+    )
+    learnable: bool = Field(default=False, description="For p-kl: learn W's weights with the student.")
+    learning_rate: Positive | None = Field(
+        default=None, description="For a learnable W: its peak learning rate (default 1e-2)."
+    )
+
+    @model_validator(mode="after")
+    def _rate_needs_learning(self) -> ProjectionConfig:
+        if self.learning_rate is not None and not self.learnable:
+            raise ValueError("learning_rate has no effect without learnable")
+        return self
+
+
 class TeacherConfig(_ModelSection):
     """One teacher: a model, the loss it teaches by, and how much it counts."""
 
@@ -130,6 +148,15 @@ class TeacherConfig(_ModelSection):
     )
     temperature: Positive = Field(default=1.0, description="Softens the predictions of teacher and student alike.")
     top_k: Count | None = Field(default=None, description="For p-kl: teach the k most probable teacher tokens only.")
+    divergence: Literal["forward", "reverse", "jsd"] | None = Field(
+        default=None,
+        description="For same and p-kl: forward is KL(teacher || student) (default), reverse KL(student || teacher), "
+        "jsd Jensen-Shannon.",
+    )
+    jsd_beta: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = Field(
+        default=None, description="For jsd: the teacher's share of the mixture (default 0.5)."
+    )
+    projection: ProjectionConfig = Field(default_factory=ProjectionConfig, description="W, where the loss has one.")
     ranks: Count | Literal["all"] | None = Field(
         default=None,
         description="For gold, h-kl and uld: how many sorted probabilities to compare one by one (default 1024).",
@@ -137,6 +164,12 @@ class TeacherConfig(_ModelSection):
     context_length: Count | None = Field(
         default=None, description="The longest document in this teacher's tokens; by default that of the data."
     )
+
+    @model_validator(mode="after")
+    def _beta_needs_jsd(self) -> TeacherConfig:
+        if self.jsd_beta is not None and self.divergence != "jsd":
+            raise ValueError("jsd_beta has no effect without divergence jsd")
+        return self
 
 
 class DataConfig(_Section):
@@ -292,6 +325,8 @@ class RunConfig(_Section):
             raise ValueError("loss.kd_warmup has no effect without teachers")
         if not self.teachers and self.data.alignment != "bytes":
             raise ValueError("data.alignment has no effect without teachers")
+        if self.loss.kd_weight == 0 and any(teacher.projection.learnable for teacher in self.teachers):
+            raise ValueError("projection.learnable has no effect where loss.kd_weight is 0")
         if not self.teachers and self.loss.ce_weight == 0:
             raise ValueError("loss.ce_weight is 0 and there are no teachers: there is nothing to learn from")
         if self.optim.precision != "auto" and self.student.dtype not in ("auto", "float32"):

@@ -28,6 +28,7 @@ from xtoken.losses import (
     dynamic_scale,
     losses_from_hidden,
 )
+from xtoken.losses.divergence import Divergence
 from xtoken.losses.fast import hidden as hidden_module
 from xtoken.losses.fast import walk
 from xtoken.projection import Partition, Projection
@@ -71,6 +72,15 @@ def projection() -> Projection:
     )
 
 
+def in_two_pieces() -> Projection:
+    """Every third token is, so that there are many entries to learn."""
+    rows, pieces = np.arange(SIZE_S), np.arange(0, SIZE_S, 3)
+    values = np.where(rows % 3, 1, 0.75)
+    cols = np.concatenate([rows, pieces + 100])
+    entries = np.concatenate([rows, pieces]), cols, np.concatenate([values, np.full(len(pieces), 0.25)])
+    return Projection.from_coo(*entries, (SIZE_S, SIZE_T))
+
+
 def one_to_one(tokens: int) -> ChunkIndex:
     starts = np.arange(tokens)
     chunks = np.stack([starts, starts + 1, starts, starts + 1], axis=1)
@@ -81,10 +91,13 @@ PAIRS = Partition(np.arange(1300), np.arange(1300), (SIZE_S, SIZE_T))
 LOSSES: dict[str, ChunkLoss] = {
     "p-kl": PKL(projection()),
     "p-kl-top-100": PKL(projection(), teacher_topk=100),
+    "p-kl-learnable": PKL(in_two_pieces(), learnable=True),
     "gold": GOLD(PAIRS, ranks=64),
     "h-kl": HKL(PAIRS, ranks=64),
     "uld": ULD(SIZE_S, SIZE_T, ranks=64),
     "same": SameTokenizerKL(SIZE_S),
+    "same-reverse": SameTokenizerKL(SIZE_S, Divergence("reverse")),
+    "same-jsd": SameTokenizerKL(SIZE_S, Divergence("jsd")),
 }
 
 

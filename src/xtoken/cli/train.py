@@ -88,6 +88,9 @@ def _summarise(result: RunResult) -> None:
     if result.log:
         last = result.log[-1]
         lines.append(", ".join(f"{name} {last[name]:.4f}" for name in ("ce", "kd", "uncovered_mass") if name in last))
+    for w in result.projections:
+        lines.append(f"W of {w.teacher}: {w.drift:.2%} of the mass of its {w.rows:,} learnable rows moved; {w.file}")
+        lines += [f"  {line}" for line in w.moved]
     if result.data.truncated:
         lines.append(f"{result.data.truncated:,} of {result.data.documents:,} documents were cut to the context")
     for line in lines:

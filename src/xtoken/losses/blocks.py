@@ -12,7 +12,7 @@ itself. Memory: one tensor of the logits' shape and type, and what the loss take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -39,23 +39,29 @@ def chunks_per_block(student_width: int, teacher_width: int, elements: int = BLO
 
 
 def in_blocks(
-    loss: ChunkLoss, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex, chunks: int | None = None
+    loss: ChunkLoss,
+    student_logits: Tensor,
+    teacher: TeacherSignal,
+    index: ChunkIndex,
+    chunks: int | None = None,
+    parameters: Sequence[Tensor] = (),
 ) -> LossTerm:
     """`loss(student_logits, teacher, index)`, a block of chunks at a time.
 
     Args:
-        loss: a sum over chunks, without parameters of its own that need a gradient.
+        loss: a sum over chunks.
         student_logits: [..., W]; leading dimensions are flattened to the rows the index counts.
         teacher: its signal.
         index: the chunks; no row of the student's stands in it twice.
         chunks: in a block; by default as many as keep a block's tensors near `BLOCK_ELEMENTS`.
+        parameters: the loss's own that need a gradient, leaves of the graph.
     """
     flat = student_logits.reshape(-1, student_logits.shape[-1])
     size = chunks or chunks_per_block(flat.shape[-1], teacher.vocab_size)
     if index.n_chunks <= size:
         return loss(student_logits, teacher, index)
     names: list[str] = []
-    total, count, *metrics = _Blocks.apply(flat, loss, teacher, index, size, names)
+    total, count, *metrics = _Blocks.apply(flat, loss, teacher, index, size, names, *parameters)
     return LossTerm(total, count, dict(zip(names, metrics, strict=True)))
 
 
@@ -71,21 +77,29 @@ class _Blocks(torch.autograd.Function):
         index: ChunkIndex,
         size: int,
         names: list[str],
+        *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(logits) if needs_gradient else None
+        learnt = [p for p, needs in zip(parameters, ctx.needs_input_grad[6:], strict=True) if needs]
+        by_learnt = [torch.zeros_like(p) for p in learnt]
         term: LossTerm | None = None
         for block in _split(index, size):
             rows, own = _with_own_rows(block)
             with torch.enable_grad():
                 read = logits.detach().index_select(0, rows).requires_grad_(needs_gradient)
                 found = loss(read, teacher, own)
+            sources = [read, *learnt] if needs_gradient else learnt
+            by_sources = list(torch.autograd.grad(found.total, sources) if sources else ())
             if gradient is not None:
-                gradient.index_copy_(0, rows, torch.autograd.grad(found.total, read)[0])
+                gradient.index_copy_(0, rows, by_sources.pop(0))
+            for total, part in zip(by_learnt, by_sources, strict=True):
+                total.add_(part)
             found = LossTerm(found.total.detach(), found.count, found.metrics)
             term = found if term is None else term + found
         assert term is not None  # there are more chunks than fit one block
-        keep_for_backward(ctx, [gradient])
+        given = iter(by_learnt)
+        keep_for_backward(ctx, [gradient, *(next(given) if needs else None for needs in ctx.needs_input_grad[6:])])
         names.extend(term.metrics)
         ctx.mark_non_differentiable(term.count, *term.metrics.values())
         return term.total, term.count, *term.metrics.values()
@@ -93,7 +107,8 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Any, ...]:
-        return (*hand_out(ctx, grad_output), None, None, None, None, None)
+        by_logits, *by_parameters = hand_out(ctx, grad_output)
+        return (by_logits, None, None, None, None, None, *by_parameters)
 
 
 def _split(index: ChunkIndex, size: int) -> Iterator[ChunkIndex]:

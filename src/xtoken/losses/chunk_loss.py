@@ -68,5 +68,6 @@ class ChunkLoss(nn.Module, ABC):
         kernel = self.kernel()
         has_fast = kernel is not None and (kernel.takes_top_k or not isinstance(teacher, TopKSignal))
         if kernel is None or not has_fast or not index.n_chunks:
-            return in_blocks(self.reference, student_logits, teacher, index)
+            learnt = [p for p in self.parameters() if p.requires_grad]
+            return in_blocks(self.reference, student_logits, teacher, index, parameters=learnt)
         return from_logits(kernel, student_logits, teacher, index)

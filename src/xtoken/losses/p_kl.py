@@ -5,11 +5,15 @@ moved by no gradient and would only be a floor under the loss, so the teacher is
 the mass outside is reported as `uncovered_mass`. W^T p_S stands as it is: mass of student tokens with a zero row of W
 is lost, and its loss is penalised. Law: 0 where the student's projection is the teacher; with W a permutation of 1:1
 chunks, the same-tokenizer KL.
+
+Reverse KL and Jensen-Shannon compare the same two vectors, generalised to vectors of any sums: what W loses of the
+student, and under `chain` what the later tokens take of either side, counts as the mass that it is. They are at least
+0 for every merge, `chain` on long chunks included.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,10 +23,18 @@ from torch import Tensor
 
 from xtoken.errors import XTokenError
 from xtoken.losses.chunk_loss import ChunkLoss
-from xtoken.losses.divergence import kl_divergence
+from xtoken.losses.divergence import FORWARD, Divergence
 from xtoken.losses.fast.kernel import ChunkKernel
-from xtoken.losses.fast.p_kl import PKLKernel, SplitProjection, split_projection
+from xtoken.losses.fast.p_kl import (
+    LearntPlaces,
+    PKLKernel,
+    SplitProjection,
+    learn,
+    learnt_places,
+    split_projection,
+)
 from xtoken.losses.index import ChunkIndex
+from xtoken.losses.learnable import RowWeights, learnable_entries
 from xtoken.losses.logspace import NEG_INF, log_normalise, log_sum, segment_log_sum
 from xtoken.losses.merge import (
     ChunkDistributions,
@@ -63,6 +75,7 @@ class ProjectionTensors:
         values: [nnz], the weights, positive.
         reachable: bool [V_T], the columns that have an entry.
         log_lost: [V_S], log of the share of each student token's mass that W does not carry; -inf where it carries all.
+        log_values: [nnz], of a W that is learnt, with gradient; None takes those of `values`.
     """
 
     rows: Tensor
@@ -70,6 +83,7 @@ class ProjectionTensors:
     values: Tensor
     reachable: Tensor
     log_lost: Tensor
+    log_values: Tensor | None = None
 
 
 def project(log_probs: Tensor, w: ProjectionTensors) -> Tensor:
@@ -82,7 +96,8 @@ def project(log_probs: Tensor, w: ProjectionTensors) -> Tensor:
     Returns:
         [K, V_T], nats; -inf in a column that gets no mass. Rows sum to less than 1 where W has zero rows.
     """
-    carried = log_probs.index_select(1, w.rows) + w.values.to(log_probs.dtype).log()
+    log_values = w.values.to(log_probs.dtype).log() if w.log_values is None else w.log_values.to(log_probs.dtype)
+    carried = log_probs.index_select(1, w.rows) + log_values
     return segment_log_sum(carried, w.cols, w.reachable.shape[0], dim=1)
 
 
@@ -102,7 +117,11 @@ def _within(log_projected: Tensor, log_probs: Tensor, subset: Tensor, w: Project
 
 
 def p_kl(
-    student: ChunkDistributions, teacher: ChunkDistributions, w: ProjectionTensors, subset: Tensor | None = None
+    student: ChunkDistributions,
+    teacher: ChunkDistributions,
+    w: ProjectionTensors,
+    subset: Tensor | None = None,
+    divergence: Divergence = FORWARD,
 ) -> tuple[Tensor, Tensor]:
     """P-KL of each chunk.
 
@@ -111,6 +130,7 @@ def p_kl(
         teacher: over V_T.
         w: V_S x V_T.
         subset: bool [K, V_T], the reachable columns to compare on; None for all of them.
+        divergence: how they are compared.
 
     Returns:
         The loss [K] in nats, 0 for a chunk whose teacher has no mass on the columns compared; and the teacher's mass
@@ -123,7 +143,9 @@ def p_kl(
     log_p = log_normalise(torch.where(compared, teacher.log_probs, NEG_INF))
     # -inf for a chain of probability zero: the chunk then contributes 0, as every 0 log 0 does.
     log_p = log_p + teacher.log_factor.unsqueeze(-1)
-    values = kl_divergence(log_p, log_q + student.log_factor.unsqueeze(-1))
+    if divergence.name != "forward":  # which passes over columns without a teacher by itself
+        log_q = torch.where(compared, log_q, NEG_INF)
+    values = divergence(log_p, log_q + student.log_factor.unsqueeze(-1))
     uncovered = torch.where(w.reachable, 0, teacher.log_probs.exp()).sum(dim=-1)
     return values, uncovered
 
@@ -151,9 +173,13 @@ class PKL(ChunkLoss):
         teacher_topk: compare on the teacher's k most probable reachable tokens of each chunk, 1 to V_T, both sides
             renormalised there (the X-Token paper takes 8192); None compares on all. The tail is then free: the student
             is not told off for its mass on tokens the teacher thinks unlikely.
+        divergence: which way the teacher and the projected student are compared; other than `forward` it runs as the
+            reference, in blocks of chunks, from logits alone.
+        learnable: whether W is learnt with the student, on its support (see `xtoken.losses.learnable`): the parameter
+            is `row_weights.log_weights`.
 
     Raises:
-        XTokenError: an argument is outside its range, or W is no projection.
+        XTokenError: an argument is outside its range, or W is no projection, or has nothing to learn.
 
     Source: Sreenivas et al., "X-Token", https://arxiv.org/abs/2605.21699.
     """
@@ -164,7 +190,14 @@ class PKL(ChunkLoss):
     reachable: Tensor
     log_lost: Tensor
 
-    def __init__(self, projection: ProjectionLike, merge: Merge = "chain", teacher_topk: int | None = None) -> None:
+    def __init__(
+        self,
+        projection: ProjectionLike,
+        merge: Merge = "chain",
+        teacher_topk: int | None = None,
+        learnable: bool = False,
+        divergence: Divergence = FORWARD,
+    ) -> None:
         super().__init__()
         check_merge(merge)
         self.student_vocab_size, self.teacher_vocab_size = projection.shape
@@ -175,32 +208,50 @@ class PKL(ChunkLoss):
             )
         self.merge: Merge = merge
         self.teacher_topk = teacher_topk
+        self.divergence = divergence
         entries = _coo(projection)
-        for name, tensor in split_projection(*entries, projection.shape).tensors().items():
+        split = split_projection(*entries, projection.shape)
+        for name, tensor in split.tensors().items():
             self.register_buffer(f"split_{name}", tensor, persistent=False)
         # W lives in its own file, with fingerprints; a model's checkpoint that happens to hold the loss should not
         # repeat it.
         for name, tensor in _tensors(*entries, shape=projection.shape).items():
             self.register_buffer(name, tensor, persistent=False)
+        self.row_weights: RowWeights | None = None
+        if learnable:
+            learnt = learnable_entries(entries[0], entries[1])
+            self.row_weights = RowWeights(learnt, self.values)
+            places = learnt_places(entries[0][learnt.at], entries[1][learnt.at], split)
+            for name, tensor in places.tensors().items():
+                self.register_buffer(f"learnt_{name}", tensor, persistent=False)
 
     @property
     def projection(self) -> ProjectionTensors:
-        """W on the module's device."""
-        return ProjectionTensors(self.rows, self.cols, self.values, self.reachable, self.log_lost)
+        """W on the module's device, as it is at the moment."""
+        fixed = ProjectionTensors(self.rows, self.cols, self.values, self.reachable, self.log_lost)
+        if self.row_weights is None:
+            return fixed
+        log_values = self.values.log().scatter(0, self.row_weights.at, self.row_weights.log_values())
+        return replace(fixed, values=log_values.detach().exp(), log_values=log_values)
 
     def kernel(self) -> ChunkKernel | None:
-        if self.merge == "mean":  # it compares other rows than a chunk's first
+        if self.merge == "mean" or self.divergence.name != "forward":  # `mean` compares more rows than a chunk's first
             return None
         split = SplitProjection(**{f.name: getattr(self, f"split_{f.name}") for f in fields(SplitProjection)})
         top = None if self.teacher_topk == self.teacher_vocab_size else self.teacher_topk
-        return PKLKernel(split, self.student_vocab_size, self.teacher_vocab_size, self.merge == "chain", top)
+        learnt = None
+        if self.row_weights is not None:
+            places = LearntPlaces(**{f.name: getattr(self, f"learnt_{f.name}") for f in fields(LearntPlaces)})
+            split, learnt = learn(split, places, self.row_weights.log_values())
+        sizes = self.student_vocab_size, self.teacher_vocab_size
+        return PKLKernel(split, *sizes, self.merge == "chain", top, learnt)
 
     def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
         tau = teacher.temperature
         chunks_s = student_chunks(student_logits, self.student_vocab_size, index, tau, self.merge)
         chunks_t = teacher_chunks(teacher, self.teacher_vocab_size, index, self.merge)
         subset = self._subset(chunks_t.log_probs, isinstance(teacher, TopKSignal))
-        values, uncovered = p_kl(chunks_s, chunks_t, self.projection, subset)
+        values, uncovered = p_kl(chunks_s, chunks_t, self.projection, subset, self.divergence)
         return LossTerm.of(tau**2 * values, uncovered_mass=uncovered)
 
     def _subset(self, log_probs: Tensor, is_top_k: bool) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xtoken.errors import XTokenError
 from xtoken.losses.chunk_loss import ChunkLoss
-from xtoken.losses.divergence import kl_divergence
+from xtoken.losses.divergence import FORWARD, Divergence
 from xtoken.losses.fast.kernel import ChunkKernel
 from xtoken.losses.fast.same import SameTokenizerKernel
 from xtoken.losses.index import ChunkIndex
@@ -23,17 +23,19 @@ __all__ = ["SameTokenizerKL"]
 
 
 class SameTokenizerKL(ChunkLoss):
-    """KL( p_T || p_S ) of each token, over one vocabulary.
+    """KL( p_T || p_S ) of each token, over one vocabulary; or the reverse KL, or Jensen-Shannon.
 
     Every chunk is one token to one token; another is an error. With a top-k signal both sides are renormalised among
     the teacher's k tokens. The student is read at the signal's temperature tau, and the loss is multiplied by tau^2.
 
     Args:
         vocab_size: V, of both.
+        divergence: which way the two are compared.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, divergence: Divergence = FORWARD) -> None:
         super().__init__()
+        self.divergence = divergence
         self.student_vocab_size = self.teacher_vocab_size = vocab_size
 
     def check(self, teacher: TeacherSignal, index: ChunkIndex) -> None:
@@ -41,7 +43,7 @@ class SameTokenizerKL(ChunkLoss):
         super().check(teacher, index)
 
     def kernel(self) -> ChunkKernel | None:
-        return SameTokenizerKernel(self.student_vocab_size, self.teacher_vocab_size)
+        return SameTokenizerKernel(self.student_vocab_size, self.teacher_vocab_size, self.divergence)
 
     def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
         tau = teacher.temperature
@@ -49,7 +51,7 @@ class SameTokenizerKL(ChunkLoss):
         log_p = teacher_chunks(teacher, self.teacher_vocab_size, index, "first").log_probs
         if isinstance(teacher, TopKSignal):
             log_p, log_q = log_normalise(log_p), log_normalise(torch.where(log_p.isneginf(), log_p, log_q))
-        return LossTerm.of(tau**2 * kl_divergence(log_p, log_q))
+        return LossTerm.of(tau**2 * self.divergence(log_p, log_q))
 
 
 def _check_one_to_one(index: ChunkIndex) -> None:

@@ -39,6 +39,7 @@ class OnlineTeacher:
         temperature: tau, above 0, of teacher and student alike.
         sharded: spread its weights over the processes of the run; each holds all of them where there is one.
         is_placed: whether the model is where it is to stay, beside the student or not.
+        loss_learning_rate: of what the loss itself learns (a learnable W); None for the default.
 
     Raises:
         XTokenError: the model's head or embeddings are narrower than the tokenizer; a weight or temperature out of
@@ -57,6 +58,7 @@ class OnlineTeacher:
         temperature: float = 1.0,
         sharded: bool = False,
         is_placed: bool = False,
+        loss_learning_rate: float | None = None,
     ) -> None:
         check_head(model, vocab_size, f"teacher {name!r}")
         if not 0 < weight < float("inf"):
@@ -66,6 +68,7 @@ class OnlineTeacher:
         self.name, self.vocab_size, self.loss = name, vocab_size, loss
         self.side, self.weight, self.temperature = side, weight, temperature
         self.sharded, self.is_placed = sharded, is_placed
+        self.loss_learning_rate = loss_learning_rate
         self.model = model.eval().requires_grad_(False)
         self._copied_head: Head | None = None
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from xtoken.errors import XTokenError
@@ -180,7 +180,9 @@ class Distiller:
         scales = self._multipliers(weighing, counts).lessons
         held, learnt = _Held(student_logits), {}
         for teacher, scale in zip(self.teachers, scales, strict=True):
-            learnt[teacher.name] = held.add(partial(self._teach, teacher), batch, scale)
+            own = teacher.loss.parameters() if isinstance(teacher.loss, nn.Module) else ()
+            teach = partial(self._teach, teacher)
+            learnt[teacher.name] = held.add(teach, batch, scale, [p for p in own if p.requires_grad])
         loss = self.ce_weight * _share(text, counts.tokens) + held.sum()
         return Outcome(loss, weighing, Terms(text, learnt))
 
@@ -321,19 +323,32 @@ class _Held:
         self.logits = logits
         self._needs = torch.is_grad_enabled() and logits.requires_grad
         self._value: Tensor | None = None
-        self._gradient: Tensor | None = None
+        self._gradients: dict[Tensor, Tensor] = {}
 
     def add(
-        self, teach: Callable[[Tensor, Mapping[str, Any]], LossTerm], batch: Mapping[str, Any], scale: Tensor
+        self,
+        teach: Callable[[Tensor, Mapping[str, Any]], LossTerm],
+        batch: Mapping[str, Any],
+        scale: Tensor,
+        parameters: Sequence[Tensor],
     ) -> LossTerm:
-        """One teacher's term, without its graph; `scale` times its total joins the sum."""
+        """One teacher's term, without its graph; `scale` times its total joins the sum.
+
+        Args:
+            teach: makes the term.
+            batch: what it is made of, beside the logits.
+            scale: scalar.
+            parameters: of the loss itself.
+        """
         read = self.logits.detach().requires_grad_(self._needs)
         with torch.set_grad_enabled(self._needs):
             term = teach(read, batch)
             value = scale * term.total
         if self._needs:
-            (gradient,) = torch.autograd.grad(value, read)
-            self._gradient = gradient if self._gradient is None else self._gradient.add_(gradient)
+            found = torch.autograd.grad(value, [read, *parameters])
+            for owner, gradient in zip([self.logits, *parameters], found, strict=True):
+                before = self._gradients.get(owner)
+                self._gradients[owner] = gradient if before is None else before.add_(gradient)
         self._value = value.detach() if self._value is None else self._value + value.detach()
         return LossTerm(term.total.detach(), term.count, term.metrics)
 
@@ -342,21 +357,21 @@ class _Held:
         assert self._value is not None
         if not self._needs:
             return self._value
-        return cast(Tensor, _GivenGradient.apply(self.logits, self._value, self._gradient))
+        return cast(Tensor, _GivenGradients.apply(self._value, list(self._gradients.values()), *self._gradients))
 
 
-class _GivenGradient(torch.autograd.Function):
-    """A value whose gradient is known."""
+class _GivenGradients(torch.autograd.Function):
+    """A value whose gradients by some tensors are known."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        keep_for_backward(ctx, [gradient])
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *_: Tensor) -> Tensor:
+        keep_for_backward(ctx, gradients)
         return value.clone()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return (*hand_out(ctx, grad_output), None, None)
+        return (None, None, *hand_out(ctx, grad_output))
 
 
 def _signal(teacher: OnlineTeacher, batch: Mapping[str, Any]) -> WholeSignal:

@@ -17,6 +17,7 @@ from xtoken.config import TeacherConfig
 from xtoken.coverage import audit
 from xtoken.errors import XTokenError
 from xtoken.losses import GOLD, HKL, PKL, ULD, PathKL, SameTokenizerKL
+from xtoken.losses.divergence import Divergence
 from xtoken.losses.fast.ranked import RANKS
 from xtoken.projection import (
     PathTries,
@@ -36,6 +37,8 @@ __all__ = ["Objective", "choose_loss", "make_objective", "projection_for", "trie
 log = logging.getLogger(__name__)
 
 RANKED = ("gold", "h-kl", "uld")  # the losses that sort
+PROJECTED = ("p-kl", "h-kl")  # those made from W
+DIVERGENT = ("same", "p-kl")  # those that compare two whole vectors by one divergence
 MERGELESS = {"same": "its chunks are single tokens", "path-kl": "it reads every token of a chunk by itself"}
 
 
@@ -47,11 +50,13 @@ class Objective:
         loss: the module.
         name: p-kl, h-kl, path-kl, gold, uld or same.
         reason: why this one.
+        projection: the W it was made from, where there is one.
     """
 
     loss: DistillationLoss
     name: str
     reason: str
+    projection: Projection | None = None
 
 
 def choose_loss(asked: str, student: Vocabulary, teacher: Vocabulary) -> tuple[str, str]:
@@ -98,26 +103,51 @@ def make_objective(config: TeacherConfig, student: Vocabulary, teacher: Vocabula
         )
     if name in MERGELESS and config.merge is not None:
         raise XTokenError(f"merge has no effect on the loss {name!r} ({reason}): {MERGELESS[name]}. Leave it out.")
-    return Objective(_loss(name, config, student, teacher, cache), name, reason)
+    if name != "p-kl" and config.projection.learnable:
+        raise XTokenError(
+            f"projection.learnable has no effect on the loss {name!r} ({reason}): it belongs to p-kl. Leave it out."
+        )
+    if name not in PROJECTED and config.projection.file is not None:
+        raise XTokenError(
+            f"projection.file has no effect on the loss {name!r} ({reason}): it belongs to {', '.join(PROJECTED)}. "
+            "Leave it out."
+        )
+    if name not in DIVERGENT and config.divergence is not None:
+        raise XTokenError(
+            f"divergence has no effect on the loss {name!r} ({reason}): it belongs to {', '.join(DIVERGENT)}. Leave it "
+            "out."
+        )
+    projection = None
+    if name in PROJECTED:
+        file = config.projection.file
+        given = None if file is None else Projection.load(Path(file).expanduser(), student, teacher)
+        projection = given or projection_for(student, teacher, cache)
+    return Objective(_loss(name, config, student, teacher, cache, projection), name, reason, projection)
 
 
 def _loss(
-    name: str, config: TeacherConfig, student: Vocabulary, teacher: Vocabulary, cache: Path | None
+    name: str,
+    config: TeacherConfig,
+    student: Vocabulary,
+    teacher: Vocabulary,
+    cache: Path | None,
+    projection: Projection | None,
 ) -> DistillationLoss:
     merge = config.merge or "chain"
     ranks = RANKS if config.ranks is None else None if config.ranks == "all" else config.ranks
+    divergence = Divergence(config.divergence or "forward", config.jsd_beta)
     if name == "same":
-        return SameTokenizerKL(student.size)
+        return SameTokenizerKL(student.size, divergence)
     if name == "uld":
         return ULD(student.size, teacher.size, merge, ranks)
     if name == "gold":
         return GOLD(strict_partition(student, teacher), merge, ranks=ranks)
     if name == "path-kl":
         return PathKL(tries_for(student, teacher, cache))
-    projection = projection_for(student, teacher, cache)
+    assert projection is not None
     if name == "h-kl":
         return HKL(relaxed_partition(student, teacher, projection), merge, ranks=ranks)
-    return PKL(projection, merge, config.top_k)
+    return PKL(projection, merge, config.top_k, learnable=config.projection.learnable, divergence=divergence)
 
 
 def projection_for(student: Vocabulary, teacher: Vocabulary, cache: Path | None) -> Projection:

@@ -60,6 +60,7 @@ class Teacher:
             temperature=self.config.temperature,
             sharded=self.config.sharded,
             is_placed=self.config.device_map is not None or self.config.quantization is not None,
+            loss_learning_rate=self.config.projection.learning_rate,
         )
 
 

@@ -21,6 +21,7 @@ import torch
 
 from xtoken.config import DataConfig, LossConfig, RunConfig, parse_config
 from xtoken.errors import XTokenError
+from xtoken.losses import PKL
 from xtoken.teachers.causal import packs_apart
 from xtoken.teachers.confidence import Adaptive
 from xtoken.training.adapters import add_lora, finished
@@ -28,6 +29,7 @@ from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_interrupt
 from xtoken.training.compiling import compiled
 from xtoken.training.data import DataReport, PreparedData, Side, prepare, side_key
+from xtoken.training.learnable import LearntProjection, conclude, projection_file
 from xtoken.training.models import LoadedModel, no_library_bars
 from xtoken.training.output import (
     COPIED,
@@ -73,6 +75,7 @@ class RunResult:
         data: what became of the documents.
         log: the lines of metrics, one dict each.
         seconds: of training, loading and alignment not counted.
+        projections: the learnable Ws as they came out.
     """
 
     student: Any
@@ -84,6 +87,7 @@ class RunResult:
     data: DataReport
     log: list[dict[str, Any]]
     seconds: float
+    projections: tuple[LearntProjection, ...] = ()
 
 
 def distil(
@@ -176,6 +180,7 @@ class _Run:
             model = finished(model, self.participants.config.student.lora)
         if self.folder is not None and not interrupted and trainer.is_world_process_zero():
             save_student(model, self.folder, files)
+        projections = self.projections(done, saves=not interrupted and trainer.is_world_process_zero())
         trainer.accelerator.wait_for_everyone()
         return RunResult(
             student=model,
@@ -187,7 +192,18 @@ class _Run:
             data=self.data.report,
             log=[line for line in trainer.state.log_history if "ce" in line],
             seconds=seconds,
+            projections=projections,
         )
+
+    def projections(self, steps: int, *, saves: bool) -> tuple[LearntProjection, ...]:
+        """The learnable Ws, saved in the folder where there is one."""
+        folder, found = self.folder if saves else None, []
+        for teacher in self.participants.teachers:
+            loss, start = teacher.objective.loss, teacher.objective.projection
+            if isinstance(loss, PKL) and loss.row_weights is not None and start is not None:
+                vocabularies = self.participants.student.vocabulary, teacher.loaded.vocabulary
+                found.append(conclude(str(teacher.config.name), loss, start, vocabularies, folder, {"steps": steps}))
+        return tuple(found)
 
     def trainer(self, folder: Path, stop: StopRequest) -> Any:
         # It pulls in the whole of transformers' Trainer: late, so that mistakes in the settings are told at once.
@@ -226,7 +242,10 @@ class _Run:
 
         return {
             "data": self.data.key,
-            COPIED: [file.name for file in self.participants.student.tokenizer_files],
+            COPIED: [
+                *(file.name for file in self.participants.student.tokenizer_files),
+                *(projection_file(str(t.name)) for t in self.participants.config.teachers if t.projection.learnable),
+            ],
             "documents": asdict(self.data.report),
             "teachers": [asdict(choice) for choice in self.choices()],
             "student_fingerprint": self.participants.student.vocabulary.fingerprint,

@@ -31,6 +31,7 @@ from xtoken.training.callbacks import JsonLines, LossBar
 from xtoken.training.collator import Collator
 from xtoken.training.distiller import Counts, Distiller, KdWeight, Outcome, Weighing
 from xtoken.training.failure import save_failure
+from xtoken.training.learnable import LearnableProjections
 from xtoken.training.output import last_checkpoint
 from xtoken.training.window import Interval, Window, shown, terms_of
 
@@ -44,7 +45,8 @@ class XTokenTrainer(Trainer):
     steps since the last line: `ce` and `kd` (nats per token and per chunk, raw), `kd/NAME` for each teacher,
     `kd_ce_ratio`, `kd_factor` (what the teachers' sum was multiplied by, the mean over the steps) and `kd_factor_max`
     (the largest), `uncovered_mass` and `kept_chunks` (shares, also by teacher), with adaptive weights
-    `teacher_weight/NAME` and `teacher_score/NAME`, and `tokens_per_second` (the student's, without padding).
+    `teacher_weight/NAME` and `teacher_score/NAME`, for a learnable W `w_drift/NAME` (the share of its rows' mass that
+    has moved), and `tokens_per_second` (the student's, without padding).
 
     Args:
         model: the student, a Hugging Face causal LM.
@@ -110,7 +112,37 @@ class XTokenTrainer(Trainer):
         self.distiller = Distiller(there, vocab_size, kd_weight, ce_weight, adaptive)
         self.kd_warmup = kd_warmup
         self._reader = self._reader_of(model)
+        self.learnable = LearnableProjections(teachers)
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.learnable.check(
+            is_sharded=is_sharded, optimizer=self.optimizer, loads_best=bool(args.load_best_model_at_end)
+        )
+        self.add_callback(self.learnable)
         self._last_log = time.perf_counter()
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own, with a group for each learnable W."""
+        is_given = self.optimizer is not None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if not is_given:
+            self.learnable.add_groups(optimizer)
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The Trainer's own; after a window's last micro-batch the processes agree on the learnable Ws' gradients."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self.learnable.reduce(self.accelerator)
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.learnable.save(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.learnable.load(Path(resume_from_checkpoint))
 
     def _replace_progress(self) -> None:
         """Takes out what prints a dict at every step."""
@@ -280,7 +312,7 @@ class XTokenTrainer(Trainer):
         The Trainer's own loss forgets, on resume, the steps between the last line and the checkpoint.
         """
         if "loss" in logs:
-            logs = {**logs, **self._drain()}
+            logs = {**logs, **self._drain(), **self.learnable.logged()}
         super().log(logs, start_time)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from xtoken.errors import XTokenError
 from xtoken.losses.cross_entropy import IGNORED_LABEL
 from xtoken.losses.fast.handover import hand_out, keep_for_backward
-from xtoken.losses.fast.kernel import Scratch
+from xtoken.losses.fast.kernel import Scratch, log_weights_of
 from xtoken.losses.fast.passes import Kernel, Pass, plan, read_logits, read_rows
 from xtoken.losses.fast.walk import add_sums, block_rows, compute_dtype, no_sums
 from xtoken.losses.index import ChunkIndex
@@ -127,8 +127,9 @@ def losses_from_hidden(
             Head(head.weight.detach(), None if head.bias is None else head.bias.detach(), head.softcap),
         )
     found: list[LossTerm] = []
+    learnt = [log_weights_of(lesson.kernel) if torch.is_grad_enabled() else None for lesson in lessons]
     loss = _FromHidden.apply(
-        flat, head.weight, head.bias, head.softcap, targets, vocab_size, lessons, multipliers, found
+        flat, head.weight, head.bias, head.softcap, targets, vocab_size, lessons, multipliers, found, *learnt
     )
     return HiddenLosses(loss, found[0], found[1:])
 
@@ -147,7 +148,7 @@ def _check(lesson: Lesson, vocab_size: int, who: str) -> None:
 
 
 class _FromHidden(torch.autograd.Function):
-    """The loss with its gradient by hidden states, weight and bias; see the module."""
+    """The loss with its gradient by hidden states, weight and bias, and by what the lessons learn; see the module."""
 
     @staticmethod
     def forward(
@@ -161,6 +162,7 @@ class _FromHidden(torch.autograd.Function):
         lessons: Sequence[Lesson],
         multipliers: Multipliers | Weigh,
         found: list[LossTerm],
+        *learnt: Tensor | None,
     ) -> Tensor:
         device, master = hidden.device.type, weight.dtype
         if torch.is_autocast_enabled(device):
@@ -168,32 +170,44 @@ class _FromHidden(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         with torch.autocast(device, enabled=False):
             walk = _HiddenWalk(hidden, Head(weight, bias, softcap), targets, vocab_size, lessons)
-            gradients = _Gradients(hidden, weight, bias, needs)
+            gradients = _Gradients(hidden, weight, bias, needs, learnt)
             if callable(multipliers) and gradients.any:
                 multipliers = walk.run_weighed(multipliers, gradients)
             else:
                 walk.run(None if callable(multipliers) else multipliers, gradients)
                 multipliers = multipliers(walk.terms[0], walk.terms[1:]) if callable(multipliers) else multipliers
         found.extend(walk.terms)
-        keep_for_backward(ctx, gradients.tensors(master))
+        keep_for_backward(ctx, [*gradients.tensors(master), *gradients.learnt])
         weights = [multipliers.cross_entropy, *multipliers.lessons]
         return torch.stack([m * term.total for m, term in zip(weights, walk.terms, strict=True)]).sum()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return (*hand_out(ctx, grad_output), None, None, None, None, None, None)
+        by_hidden, by_weight, by_bias, *by_learnt = hand_out(ctx, grad_output)
+        return (by_hidden, by_weight, by_bias, None, None, None, None, None, None, *by_learnt)
 
 
 class _Gradients:
-    """By hidden states, weight and bias, where asked for; the last two are summed in at least float32."""
+    """By hidden states, weight and bias, where asked for; the last two are summed in at least float32.
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> None:
+    `learnt` is that by each lesson's own log-weights, None for a lesson without any.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        needs: Sequence[bool],
+        learnt: Sequence[Tensor | None],
+    ) -> None:
         wide = compute_dtype(weight.dtype)
         self.hidden = torch.zeros_like(hidden) if needs[0] else None
         self.weight = torch.empty_like(weight, dtype=wide) if needs[1] else None
         self.bias = torch.zeros_like(bias, dtype=wide) if needs[2] and bias is not None else None
-        self.any = any(needs)
+        self.learnt = [None if w is None else torch.zeros_like(w) for w in learnt]
+        self.any = any(needs) or any(w is not None for w in learnt)
         self._is_new = True
 
     def add(self, rows: Tensor, hidden: Tensor, weight: Tensor, by_logits: Tensor) -> None:
@@ -213,6 +227,12 @@ class _Gradients:
             self.hidden.index_copy_(0, rows, by_logits @ weight)
         if self.weight is not None:
             self._add_to_weight(self.weight, by_logits, hidden.to(weight.dtype))
+
+    def add_learnt(self, number: int, by_log_weights: Tensor | None, scale: Tensor) -> None:
+        """A step's part of the gradient by a lesson's log-weights [L]."""
+        total = self.learnt[number]
+        if total is not None and by_log_weights is not None:
+            total.addcmul_(by_log_weights.to(total.dtype), scale.to(total.dtype))
 
     def _add_to_weight(self, total: Tensor, by_logits: Tensor, hidden: Tensor) -> None:
         width, is_new, self._is_new = by_logits.shape[1], self._is_new, False
@@ -306,7 +326,7 @@ class _HiddenWalk:
             teachers = self._teachers(begin, len(rows))
             for step, at in self._steps(begin, len(rows)):
                 out = None if scales is None else self.scratch.take("by logits", *logits[at].shape)
-                self._evaluate(step, logits[at], teachers, sums, scales, [out] * len(sums))
+                self._evaluate(step, logits[at], teachers, sums, scales, [out] * len(sums), gradients)
                 if out is not None:
                     logits[at] = self._through_cap(out, logits[at])  # the logits of these rows have had their day
             if scales is not None:
@@ -330,12 +350,15 @@ class _HiddenWalk:
         for out in outs[1:]:
             out.zero_()
         for step, at in self._steps(0, len(self.rows)):
-            self._evaluate(step, logits[at], teachers, sums, [one] * len(sums), [out[at] for out in outs])
+            self._evaluate(step, logits[at], teachers, sums, [one] * len(sums), [out[at] for out in outs], gradients)
         self._keep_terms(sums)
         multipliers = weigh(self.terms[0], self.terms[1:])
         total = outs[0].mul_(multipliers.cross_entropy)
         for out, scale in zip(outs[1:], multipliers.lessons, strict=True):
             total.addcmul_(out, scale)
+        for by_weights, scale in zip(gradients.learnt, multipliers.lessons, strict=True):
+            if by_weights is not None:
+                by_weights.mul_(scale)
         gradients.add(self.rows, hidden, self.head.weight[: self.vocab_size], self._through_cap(total, logits))
         return multipliers
 
@@ -376,13 +399,14 @@ class _HiddenWalk:
         sums: list[dict[str, Tensor]],
         scales: Sequence[Tensor] | None,
         outs: Sequence[Tensor | None],
+        gradients: _Gradients,
     ) -> None:
         """The terms of a step: their sums, and their gradients times `scales` in `outs` (the first is overwritten)."""
         given = [None] * len(outs) if scales is None else scales
         add_sums(sums[0], {"total": self._cross_entropy(step, logits, outs[0], given[0])})
         for number, teacher in enumerate(teachers):
             out, scale = outs[1 + number], given[1 + number]
-            add_sums(sums[1 + number], self._lesson(number, step, teacher, logits, out, scale))
+            add_sums(sums[1 + number], self._lesson(number, step, teacher, logits, out, scale, gradients))
             if out is not None and scale is not None:
                 self._later(number, step, logits, out, scale)
 
@@ -429,6 +453,7 @@ class _HiddenWalk:
         logits: Tensor,
         by_logits: Tensor | None,
         scale: Tensor | None,
+        gradients: _Gradients,
     ) -> dict[str, Tensor]:
         """A step's chunks of a lesson: sums of its terms; their part of the gradient is added to `by_logits`."""
         one, bounds, tau = self.passes[number], self.bounds[number], self.lessons[number].teacher.temperature
@@ -443,6 +468,7 @@ class _HiddenWalk:
         found = one.evaluate(slice(a, b), side_s, side_t, self.scratch)
         if by_logits is not None and scale is not None:
             by_logits.index_add_(0, rows_s, found.by_logits(side_s, tau * scale))
+            gradients.add_learnt(number, found.by_log_weights, tau**2 * scale)
         return found.sums(tau)
 
     def _later(self, number: int, step: int, logits: Tensor, by_logits: Tensor, scale: Tensor) -> None:

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["ChunkKernel", "KernelResult", "Rows", "Scratch"]
+__all__ = ["ChunkKernel", "KernelResult", "Rows", "Scratch", "log_weights_of"]
 
 
 class Scratch:
@@ -100,6 +100,7 @@ class KernelResult:
         on_factor: [K]; None for a loss without factors.
         parts: [K] each, what the value is made of or off by; they take its factor tau^2.
         metrics: [K] each, of other kinds.
+        by_log_weights: [L], d (sum of the values) / d log of the kernel's learnable weights; None where it has none.
     """
 
     values: Tensor
@@ -108,6 +109,7 @@ class KernelResult:
     on_factor: Tensor | None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    by_log_weights: Tensor | None = None
 
     def by_logits(self, student: Rows, scale: float | Tensor) -> Tensor:
         """scale * d value / d logits [K, V_S]; it overwrites `direct`."""
@@ -123,8 +125,14 @@ class KernelResult:
         }
 
 
+def log_weights_of(kernel: object) -> Tensor | None:
+    """The logarithms [L] of the weights that a kernel learns, with their graph; None for a loss without any."""
+    found = getattr(kernel, "log_weights", None)
+    return found if isinstance(found, Tensor) and found.requires_grad else None
+
+
 class ChunkKernel(Protocol):
-    """A loss as the walkers call it."""
+    """A loss as the walkers call it; one that learns weights has `log_weights` besides (`log_weights_of`)."""
 
     @property
     def student_vocab_size(self) -> int:

@@ -13,11 +13,18 @@ With P the teacher restricted to the reachable columns, R its sum, q = W^T p, an
 so the permutation needs the teacher's probabilities in the student's order and nothing else, in value and gradient. A
 column with q_j = 0 counts P_j (log P_j + 100) and has no gradient, as in `kl_divergence`. The remainder is summed in
 float64, where a probability is 0 only below e^-708; the permutation stays in log space throughout.
+
+Where W is learnt, the logarithm of an entry of the remainder has
+
+    d value / d log W_ij = - F_T / R * p_i W_ij P_j / q_j,
+
+the summand of G_i; what the rows' softmax makes of it is autograd's. Its memory: two tables of learnable entries by
+chunks of a block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
@@ -32,9 +39,13 @@ from xtoken.losses.fast.largest import largest
 from xtoken.losses.logspace import NEG_INF
 
 __all__ = [
+    "Learnt",
+    "LearntPlaces",
     "PKLKernel",
     "SplitProjection",
     "dot_and_spoil",
+    "learn",
+    "learnt_places",
     "split_projection",
     "starts_of",
     "table",
@@ -92,6 +103,76 @@ class SplitProjection:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+@dataclass(frozen=True)
+class LearntPlaces:
+    """Where each of the L learnable entries stands in the remainder.
+
+    Attributes:
+        in_by_student, in_by_teacher: int64 [L], among the entries row by row, and column by column.
+        row, column: int64 [L], places in `student_ids` and in `teacher_ids`.
+    """
+
+    in_by_student: Tensor
+    in_by_teacher: Tensor
+    row: Tensor
+    column: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The entries of W that are learnt.
+
+    Attributes:
+        places: where they are.
+        log_weights: [L], with their graph.
+        weights: [L], without, in the remainder's type.
+    """
+
+    places: LearntPlaces
+    log_weights: Tensor
+    weights: Tensor
+
+    def slopes(self, p: Tensor, pushed: Tensor) -> Tensor:
+        """sum over the chunks of p_i W_ij pushed_j [L], from tables p [U, K] and pushed [C, K]."""
+        found = p.index_select(0, self.places.row).mul_(pushed.index_select(0, self.places.column))
+        return found.sum(dim=1).mul_(self.weights)
+
+
+def learnt_places(rows: Ints, cols: Ints, split: SplitProjection) -> LearntPlaces:
+    """The places of learnable entries; each must be in the remainder, as all are whose row has several.
+
+    Args:
+        rows, cols: int [L], their student and teacher tokens.
+        split: W.
+    """
+    ids_s, ids_t = split.student_ids.numpy(), split.teacher_ids.numpy()
+    row, column = np.searchsorted(ids_s, rows), np.searchsorted(ids_t, cols)
+    n_entries = len(split.by_student)
+    row_of = _segments(split.by_student_starts.numpy(), n_entries)
+    column_of = _segments(split.by_teacher_starts.numpy(), n_entries)
+    by_student = np.searchsorted(row_of * len(ids_t) + split.by_student.numpy(), row * len(ids_t) + column)
+    by_teacher = np.searchsorted(column_of * len(ids_s) + split.by_teacher.numpy(), column * len(ids_s) + row)
+    return LearntPlaces(*(torch.from_numpy(x.astype(np.int64)) for x in (by_student, by_teacher, row, column)))
+
+
+def learn(split: SplitProjection, places: LearntPlaces, log_weights: Tensor) -> tuple[SplitProjection, Learnt | None]:
+    """W with its learnable entries as they are at the moment; and these, where a gradient by them is wanted.
+
+    Args:
+        split: W at the start.
+        places: of the learnable entries.
+        log_weights: [L], with their graph.
+    """
+    weights = log_weights.detach().to(wide_dtype(log_weights.device)).exp()
+    by_student = split.by_student_weights.to(weights.dtype).index_copy(0, places.in_by_student, weights)
+    by_teacher = split.by_teacher_weights.to(weights.dtype).index_copy(0, places.in_by_teacher, weights)
+    current = replace(split, by_student_weights=by_student, by_teacher_weights=by_teacher)
+    return current, Learnt(places, log_weights, weights) if log_weights.requires_grad else None
+
+
 def split_projection(rows: Ints, cols: Ints, values: NDArray[np.floating], shape: tuple[int, int]) -> SplitProjection:
     """Splits W.
 
@@ -136,6 +217,11 @@ def split_projection(rows: Ints, cols: Ints, values: NDArray[np.floating], shape
     return SplitProjection(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 
 
+def _segments(starts: Ints, n_entries: int) -> Ints:
+    """The segment of each entry."""
+    return np.repeat(np.arange(len(starts)), np.diff(np.append(starts, n_entries)))
+
+
 def starts_of(segment: Ints, n_segments: int) -> Ints:
     return np.concatenate([[0], np.cumsum(np.bincount(segment, minlength=n_segments))])[:n_segments].astype(np.int64)
 
@@ -150,6 +236,7 @@ class PKLKernel:
         uses_later_tokens: `chain` rather than `first`.
         top: how many of a chunk's most probable reachable columns to compare on; None for all, or for all that a top-k
             signal has.
+        learnt: what of W is learnt; None where it is fixed.
     """
 
     w: SplitProjection
@@ -157,16 +244,22 @@ class PKLKernel:
     teacher_vocab_size: int
     uses_later_tokens: bool
     top: int | None
+    learnt: Learnt | None = None
     takes_top_k: ClassVar[bool] = True
     metric_names: ClassVar[tuple[str, ...]] = ("uncovered_mass",)
 
+    @property
+    def log_weights(self) -> Tensor | None:
+        """What is learnt [L], with its graph."""
+        return None if self.learnt is None else self.learnt.log_weights
+
     def __call__(self, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
         if self.top is None and teacher.token_ids is None:
-            return _on_all(self.w, student, teacher, scratch)
-        return _on_subset(self.w, self.top, student, teacher, scratch)
+            return _on_all(self.w, self.learnt, student, teacher, scratch)
+        return _on_subset(self.w, self.learnt, self.top, student, teacher, scratch)
 
 
-def _on_all(w: SplitProjection, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
+def _on_all(w: SplitProjection, learnt: Learnt | None, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
     k, v_s = len(student.log_factor), len(w.partner)
     uncovered = teacher.probs.gather(1, w.unreachable.expand(k, -1)).sum(dim=1)
     probs_t = teacher.probs.mul_(w.is_reachable)
@@ -178,14 +271,18 @@ def _on_all(w: SplitProjection, student: Rows, teacher: Rows, scratch: Scratch) 
     p, q = remainder_tables(student.log_probs, w)
     target = table(probs_t, w.teacher_ids)
     cross = (target * q.log().nan_to_num_(nan=_NAN, posinf=_INF, neginf=LOG_OF_ZERO)).sum(dim=0).to(moved.dtype)
-    pull = remainder_pull(p, target.div_(q).masked_fill_(q == 0, 0), w)
+    pushed = target.div_(q).masked_fill_(q == 0, 0)
+    own_p = None if learnt is None else p.clone()
+    pull = remainder_pull(p, pushed, w)
 
     alive = torch.gt(student.log_probs, NEG_INF, out=scratch.take("alive", *moved.shape, dtype=torch.bool))
     cross = cross + dot_and_spoil(student.log_probs, moved, log_of_zero=LOG_OF_ZERO)
     moved.mul_(alive).scatter_(1, w.student_ids.expand(k, -1), pull.to(moved.dtype))
     values, scale, held = _values(student, teacher, reached, own, cross, moved.sum(dim=1))
     moved.mul_(-scale.unsqueeze(1))
-    return KernelResult(values, moved, scale * held, -scale * held, metrics={"uncovered_mass": uncovered})
+    slopes = None if learnt is None or own_p is None else learnt.slopes(own_p, pushed.mul_(-scale.to(pushed.dtype)))
+    metrics = {"uncovered_mass": uncovered}
+    return KernelResult(values, moved, scale * held, -scale * held, metrics=metrics, by_log_weights=slopes)
 
 
 def remainder_tables(log_probs: Tensor, w: SplitProjection, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -206,9 +303,14 @@ def remainder_pull(p: Tensor, pushed: Tensor, w: SplitProjection) -> Tensor:
 
 
 def table(rows: Tensor, columns: Tensor) -> Tensor:
-    """[columns, K], in float64 where the device has it (Apple's has not)."""
-    dtype = torch.float32 if rows.device.type == "mps" else torch.float64
+    """[columns, K], in float64 where the device has it."""
+    dtype = wide_dtype(rows.device)
     return rows.gather(1, columns.expand(len(rows), -1)).t().to(dtype, memory_format=torch.contiguous_format)
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """What the remainder is summed in: float64 where the device has it (Apple's has not)."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def weighted_sums(numbers: Tensor, entries: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
@@ -246,7 +348,9 @@ def _values(
     return values, torch.where(possible, scale, 0), held
 
 
-def _on_subset(w: SplitProjection, top: int | None, student: Rows, teacher: Rows, scratch: Scratch) -> KernelResult:
+def _on_subset(
+    w: SplitProjection, learnt: Learnt | None, top: int | None, student: Rows, teacher: Rows, scratch: Scratch
+) -> KernelResult:
     """P-KL on each chunk's subset S of columns, both sides renormalised there.
 
     With D = sum over S of q + the mass that W loses, the student is q / D on S, so that
@@ -255,7 +359,9 @@ def _on_subset(w: SplitProjection, top: int | None, student: Rows, teacher: Rows
         d value / d logits = F_T ( m a - G / R ),   a_i = p_i ( sum over S of W_ij + lost_i ) / D,
 
     whose entries are 0 but on the sources of S and on tokens that W loses: the term m p is gone, since a sums to 1 as p
-    does. Nothing is done over whole vocabularies but the teacher's softmax and the choice of S.
+    does. Nothing is done over whole vocabularies but the teacher's softmax and the choice of S. By log W_ij it is
+    p_i W_ij times the derivative by q_j, as it is for p_i; D is taken as the sum it is here and not as 1 - (mass
+    outside S), which comes to the same for rows that keep their sums.
     """
     k, width, logits = len(student.log_factor), len(w.partner), student.logits
     log_p, source, uncovered = _subset(w, top, teacher)
@@ -290,10 +396,12 @@ def _on_subset(w: SplitProjection, top: int | None, student: Rows, teacher: Rows
         .div_(q)
         .masked_fill_(q == 0, 0)
     )
+    slopes = None if learnt is None else learnt.slopes(p, pushed)
     direct = gradient[:, :width]
     direct.scatter_add_(1, w.student_ids.expand(k, -1), remainder_pull(p, pushed, w).to(direct.dtype))
     direct.scatter_add_(1, w.lossy.expand(k, -1), share * (lost - log_d.unsqueeze(1)).exp())
-    return KernelResult(values, direct, None, -scale * held, metrics={"uncovered_mass": uncovered})
+    metrics = {"uncovered_mass": uncovered}
+    return KernelResult(values, direct, None, -scale * held, metrics=metrics, by_log_weights=slopes)
 
 
 def _subset(w: SplitProjection, top: int | None, teacher: Rows) -> tuple[Tensor, Tensor, Tensor]:

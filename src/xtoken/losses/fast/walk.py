@@ -6,8 +6,8 @@ first rows through the kernel, block by block; (3) the student's later rows agai
 a later row is the loss's own business (`Pass`). For all but path-KL, which plans on the host, sizes follow from shapes
 and nothing is read back from the device.
 
-The gradient is made on the way and multiplied by `grad_output` afterwards. Memory: one tensor of the logits' shape and
-type, and some blocks. Differentiable once.
+The gradient is made on the way and multiplied by `grad_output` afterwards, the one by weights that the loss itself
+learns as well. Memory: one tensor of the logits' shape and type, and some blocks. Differentiable once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from xtoken.losses.fast.handover import hand_out, keep_for_backward
-from xtoken.losses.fast.kernel import Scratch
+from xtoken.losses.fast.kernel import Scratch, log_weights_of
 from xtoken.losses.fast.passes import Kernel, blocks, plan, read_logits, read_rows
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.term import LossTerm
@@ -44,7 +44,8 @@ def from_logits(kernel: Kernel, logits: Tensor, teacher: TeacherSignal, index: C
     """
     names: list[str] = []
     logits = logits if torch.is_grad_enabled() else logits.detach()  # a Function is not told
-    total, *metrics = _Walk.apply(logits.reshape(-1, logits.shape[-1]), kernel, teacher, index, names)
+    weights = log_weights_of(kernel) if torch.is_grad_enabled() else None
+    total, *metrics = _Walk.apply(logits.reshape(-1, logits.shape[-1]), weights, kernel, teacher, index, names)
     count = torch.full((), index.n_chunks, dtype=torch.int64, device=logits.device)
     return LossTerm(total, count, dict(zip(names, metrics, strict=True)))
 
@@ -54,11 +55,18 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, kernel: Kernel, teacher: WholeSignal, index: ChunkIndex, names: list[str]
+        ctx: Any,
+        logits: Tensor,
+        weights: Tensor | None,
+        kernel: Kernel,
+        teacher: WholeSignal,
+        index: ChunkIndex,
+        names: list[str],
     ) -> tuple[Tensor, ...]:
         gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
-        sums = _walk(kernel, logits, teacher, index, gradient)
-        keep_for_backward(ctx, [gradient])
+        by_weights = torch.zeros_like(weights) if weights is not None else None
+        sums = _walk(kernel, logits, teacher, index, gradient, by_weights)
+        keep_for_backward(ctx, [gradient, by_weights])
         total = sums.pop("total")
         names.extend(sums)
         ctx.mark_non_differentiable(*sums.values())
@@ -67,13 +75,21 @@ class _Walk(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Any, ...]:
-        return (*hand_out(ctx, grad_output), None, None, None, None)
+        return (*hand_out(ctx, grad_output), None, None, None, None)  # by logits and by weights
 
 
 def _walk(
-    kernel: Kernel, logits: Tensor, teacher: TeacherSignal, index: ChunkIndex, gradient: Tensor | None
+    kernel: Kernel,
+    logits: Tensor,
+    teacher: TeacherSignal,
+    index: ChunkIndex,
+    gradient: Tensor | None,
+    by_weights: Tensor | None,
 ) -> dict[str, Tensor]:
-    """`total` and the metrics, summed over the chunks; `gradient` [R, W] is filled in row by row."""
+    """`total` and the metrics, summed over the chunks.
+
+    `gradient` [R, W] is filled in row by row; to `by_weights` [L] the gradient by the kernel's log-weights is added.
+    """
     tau = teacher.temperature
     student = LogitSignal(logits, kernel.student_vocab_size, tau)
     scratch = Scratch(logits.device, compute_dtype(logits.dtype, teacher.dtype))
@@ -90,6 +106,8 @@ def _walk(
         add_sums(sums, found.sums(tau))
         if gradient is not None:
             _add(gradient, lesson.first_s[at], found.by_logits(side_s, tau))
+        if by_weights is not None and found.by_log_weights is not None:
+            by_weights.add_(found.by_log_weights, alpha=tau**2)
     if gradient is not None:
         for at in blocks(len(lesson.later), size):
             read = read_logits(student, lesson.later[at], scratch, "later")
