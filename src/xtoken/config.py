@@ -280,6 +280,9 @@ def _inner(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
         return annotation, False
     if get_origin(annotation) is list:
         return _inner(get_args(annotation)[0])[0], True
+    if type(None) in get_args(annotation):  # a section that may be left out
+        others = [option for option in get_args(annotation) if option is not type(None)]
+        return _inner(others[0]) if len(others) == 1 else (None, False)
     return None, False
 
 

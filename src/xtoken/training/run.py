@@ -62,12 +62,13 @@ class RunResult:
         student: the trained model.
         folder: where it was saved; None where nothing was.
         steps: the optimizer steps behind it, those before a resume included.
-        interrupted: whether Ctrl-C ended it early; then `checkpoint` is where it goes on, and no student was saved.
+        interrupted: whether a signal ended it early; then `checkpoint` is where it goes on, and no student was saved.
         checkpoint: the last one.
         teachers: their losses and the reasons.
         data: what became of the documents.
         log: the lines of metrics, one dict each.
         seconds: of training, loading and alignment not counted.
+        stop_signal: the number of the signal that interrupted it; None where none did.
     """
 
     student: Any
@@ -79,6 +80,7 @@ class RunResult:
     data: DataReport
     log: list[dict[str, Any]]
     seconds: float
+    stop_signal: int | None = None
 
 
 def distil(
@@ -178,6 +180,7 @@ class _Run:
             data=self.data.report,
             log=[line for line in trainer.state.log_history if "ce" in line],
             seconds=seconds,
+            stop_signal=stop.signal if interrupted else None,
         )
 
     def trainer(self, folder: Path, stop: StopRequest) -> Any:
