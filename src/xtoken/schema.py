@@ -69,11 +69,10 @@ def setting_list() -> Iterator[Setting]:
 
 def _sections(annotation: Any, known: set[type[BaseModel]]) -> set[type[BaseModel]]:
     """The sections in an annotation and in their own fields; they are added to `known`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        if annotation not in known:
-            known.add(annotation)
-            for field in annotation.model_fields.values():
-                _sections(field.annotation, known)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in known:
+        known.add(annotation)
+        for field in annotation.model_fields.values():
+            _sections(field.annotation, known)
     for inner in get_args(annotation):
         _sections(inner, known)
     return known

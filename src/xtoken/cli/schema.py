@@ -11,10 +11,7 @@ __all__ = ["schema_command"]
 
 @reports_errors
 def schema_command() -> None:
-    """Print the JSON schema of a config file. A first line of the file names it to editors:
-
-    # yaml-language-server: $schema=PATH
-    """
+    """Print the JSON schema of a config file, which editors check and complete it by."""
     import sys
 
     from xtoken.schema import config_schema

@@ -30,15 +30,13 @@ def print_settings(console: Console) -> None:
 
     console.print("Settings of CONFIG, and of --set KEY=VALUE\n", style="bold")
     for setting in setting_list():
-        line = Text.assemble((setting.key, "bold"), ": ", setting.kind)
-        if setting.default:
-            line.append(f" (default {setting.default})")
-        console.print(Padding(line, (0, 0, 0, 2)))
-        console.print(Padding(Text(setting.description), (0, 0, 0, 6)))
+        line = Text.assemble((setting.key, "bold"), f": {setting.kind} (default {setting.default or 'none'})")
+        console.print(Padding(line, (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text(setting.description), (0, 0, 0, 6), expand=False))
 
 
 def print_exit_codes(console: Console) -> None:
     """What a script can tell from the exit code."""
     console.print("\nExit codes\n", style="bold")
     for code, meaning in EXIT_CODES.items():
-        console.print(Padding(Text(f"{code:>3}  {meaning}"), (0, 0, 0, 2)))
+        console.print(Padding(Text(f"{code:>3}  {meaning}"), (0, 0, 0, 2), expand=False))
