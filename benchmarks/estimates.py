@@ -72,7 +72,9 @@ def main() -> None:
     for file, one in found.items():
         for n, plan in enumerate(one.plans):
             name = f"`{file.name}` | {one.flops_per_token / 1e9:.1f}" if n == 0 else " | "
-            figures = f"{plan.peak / GB:.1f} | {plan.tokens_per_second:,.0f} | {plan.hours:,.0f} | {plan.gpu_hours:,.0f}"
+            figures = (
+                f"{plan.peak / GB:.1f} | {plan.tokens_per_second:,.0f} | {plan.hours:,.0f} | {plan.gpu_hours:,.0f}"
+            )
             print(f"| {name} | {plan.name} | {figures} |")
     for file, one in found.items():
         lines = comment(file, one)

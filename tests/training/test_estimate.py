@@ -170,6 +170,17 @@ def test_figures_add_up_and_say_how(tmp_path: Path) -> None:
     assert json.loads(json.dumps(found.to_json()))["plans"][0]["peak"] == found.plans[0].peak
 
 
+def test_activations_are_held_through_the_teachers_passes_and_the_losses(tmp_path: Path) -> None:
+    config = read_config(small(tmp_path), who="student")
+    how: dict[str, Any] = {"dtype": torch.float32, "autocast": True, "checkpointing": False}
+    kept = train_bytes(config, "student", documents=1, tokens=128, **how).kept
+    phases = by_name(of(tmp_path).plans[0].phases)
+    head, logits = 1000 * 64, 128 * 2000
+    assert phases["losses"] > kept + 4 * head + 4 * logits
+    assert phases["teacher's forward pass"] > kept
+    assert phases["backward pass"] > kept + 4 * head
+
+
 def test_types_count_their_bytes(tmp_path: Path) -> None:
     wide, halved = of(tmp_path), of(tmp_path, student={"model": small(tmp_path), "dtype": "bfloat16"})
     for name in ("student, weights", "student, gradients", "student, AdamW's moments"):
