@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.estimates import CONFIGS, comment, estimate_of, in_file
+from benchmarks.published import PARAMETERS, PUBLISHED, model_folder
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.estimates import CONFIGS, comment, estimate_of, in_file
-from benchmarks.published import PARAMETERS, PUBLISHED, model_folder
 from training import tiny
 from xtoken.config import parse_config
 from xtoken.errors import XTokenError
