@@ -110,8 +110,8 @@ def read_config(path_or_id: str, *, who: str, revision: str | None = None) -> An
     except Exception as error:  # it raises what its parts raise: OSError, ValueError, KeyError
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise XTokenError(
-            f"{who}: cannot read the config.json of {path_or_id!r}: {reason.rstrip('.')}. Without the hub, name a folder that "
-            "holds the model's config.json; a dry run needs no more of it."
+            f"{who}: cannot read the config.json of {path_or_id!r}: {reason.rstrip('.')}. Without the hub, name a "
+            "folder that holds the model's config.json; a dry run needs no more of it."
         ) from error
 
 
