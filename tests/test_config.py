@@ -153,5 +153,24 @@ def test_every_shipped_config_loads(file: Path) -> None:
     assert config.output.folder
 
 
+@pytest.mark.parametrize(
+    ("name", "teachers"),
+    [
+        ("llama-3.2-1b-from-qwen3-4b", [("Qwen/Qwen3-4B", "p-kl", 1.0)]),
+        ("llama-3.2-1b-from-phi-4-mini", [("microsoft/Phi-4-mini-instruct", "h-kl", 1.0)]),
+        (
+            "llama-3.2-1b-from-two-teachers",
+            [("microsoft/Phi-4-mini-instruct", "h-kl", 0.8), ("meta-llama/Llama-3.2-3B", "same", 0.2)],
+        ),
+    ],
+)
+def test_the_papers_runs_follow_its_recipe(name: str, teachers: list[tuple[str, str, float]]) -> None:
+    config = load_config(CONFIGS[0].with_name(f"{name}.yaml"))
+    assert config.student.model == "meta-llama/Llama-3.2-1B"
+    assert [(t.model, t.loss, t.weight) for t in config.teachers] == teachers
+    assert config.optim == parse_config({}).optim  # which is the paper's, by the first test
+    assert (config.data.context_length, config.loss.kd_weight) == (4096, "auto")
+
+
 def test_configs_are_shipped() -> None:
     assert CONFIGS

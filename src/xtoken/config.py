@@ -11,8 +11,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -399,8 +398,9 @@ def _inner(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
         return annotation, False
     if get_origin(annotation) is list:
         return _inner(get_args(annotation)[0])[0], True
-    if get_origin(annotation) in (Union, UnionType) and len(get_args(annotation)) == 2:  # a section, or None
-        return _inner(get_args(annotation)[0])[0], False
+    if type(None) in get_args(annotation):  # a section that may be left out
+        others = [option for option in get_args(annotation) if option is not type(None)]
+        return _inner(others[0]) if len(others) == 1 else (None, False)
     return None, False
 
 

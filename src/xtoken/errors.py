@@ -9,6 +9,10 @@ class XTokenError(ValueError):
     """A mistake in what was asked of xtoken, told so that the reader can mend it."""
 
 
+class DivergedError(XTokenError):
+    """A loss that is not finite ended the training; the message names the step, the term and the last checkpoint."""
+
+
 class UnsupportedTokenizerError(XTokenError):
     """A tokenizer whose tokens cannot be given bytes exactly."""
 

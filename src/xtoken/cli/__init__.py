@@ -8,9 +8,12 @@ import typer
 
 from xtoken.cli.align import align_command
 from xtoken.cli.audit import audit_command
+from xtoken.cli.console import EXIT_CODES
 from xtoken.cli.demo import demo_command
 from xtoken.cli.eval import eval_command
 from xtoken.cli.project import project_command
+from xtoken.cli.schema import schema_command
+from xtoken.cli.settings import CommandWithSettings
 from xtoken.cli.train import train_command
 
 __all__ = ["app", "main"]
@@ -18,6 +21,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="xtoken",
     help="Distil any large language model into any smaller one, whatever their tokenizers.",
+    epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,7 +47,8 @@ def _root(
 app.command("audit")(audit_command)
 app.command("project")(project_command)
 app.command("align")(align_command)
-app.command("train")(train_command)
+app.command("train", cls=CommandWithSettings)(train_command)
+app.command("schema")(schema_command)
 app.command("eval")(eval_command)
 app.command("demo")(demo_command)
 

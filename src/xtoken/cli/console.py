@@ -1,7 +1,7 @@
 """What the commands share: consoles, one way to report an error, and reading a text file.
 
-Exit codes: 0 done, 1 a fault of ours, 2 a mistake in what was asked, 130 interrupted. stdout carries results alone;
-messages and progress go to stderr, so that `--json` output can be piped.
+Exit codes are `EXIT_CODES`, for scripts to go by. stdout carries results alone; messages and progress go to stderr, so
+that `--json` output can be piped.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from xtoken.errors import XTokenError
+from xtoken.errors import DivergedError, XTokenError
 
 __all__ = [
+    "EXIT_CODES",
+    "EXIT_DIVERGED",
     "EXIT_INTERRUPTED",
     "EXIT_MISTAKE",
+    "EXIT_TERMINATED",
     "err",
     "fail",
     "out",
@@ -33,7 +36,17 @@ __all__ = [
 ]
 
 EXIT_MISTAKE = 2
-EXIT_INTERRUPTED = 130
+EXIT_DIVERGED = 3
+EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+EXIT_TERMINATED = 143  # likewise of SIGTERM
+EXIT_CODES = {
+    0: "done",
+    1: "a fault of xtoken's, with a traceback",
+    EXIT_MISTAKE: "a mistake in what was asked",
+    EXIT_DIVERGED: "the training diverged: a loss is not finite",
+    EXIT_INTERRUPTED: "interrupted (Ctrl-C)",
+    EXIT_TERMINATED: "terminated (SIGTERM)",
+}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,10 +68,10 @@ def _console(stream: TextIO) -> Console:
     return Console(file=stream, highlight=False, markup=False)
 
 
-def fail(message: str) -> NoReturn:
-    """Prints an error and ends the command as a mistake of the caller."""
+def fail(message: str, code: int = EXIT_MISTAKE) -> NoReturn:
+    """Prints an error and ends the command, by default as a mistake of the caller."""
     err().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-    raise typer.Exit(EXIT_MISTAKE)
+    raise typer.Exit(code)
 
 
 def reports_errors(command: F) -> F:
@@ -68,6 +81,8 @@ def reports_errors(command: F) -> F:
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except DivergedError as error:
+            fail(str(error), EXIT_DIVERGED)
         except XTokenError as error:
             fail(str(error))
         except KeyboardInterrupt:

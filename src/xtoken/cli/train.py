@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xtoken.cli.console import EXIT_INTERRUPTED, err, out, reports_errors
+from xtoken.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED, err, out, reports_errors
 
 if TYPE_CHECKING:
     from xtoken.training import RunResult
@@ -46,15 +47,55 @@ def train_command(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars; errors and the result only.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Train nothing: estimate memory and time from the models' config.json alone."),
+    ] = False,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="For --dry-run: GPUs, beside one.", show_default="8 if the batch divides")
+    ] = None,
+    teraflops: Annotated[
+        float | None,
+        typer.Option("--flops", help="For --dry-run: a GPU's peak TFLOP/s.", show_default="989, an H100's in bf16"),
+    ] = None,
+    utilisation: Annotated[
+        float | None,
+        typer.Option(
+            "--utilisation", "--mfu", help="For --dry-run: the share of the peak that is reached.", show_default="0.4"
+        ),
+    ] = None,
+    memory: Annotated[float | None, typer.Option(help="For --dry-run: GB of a GPU.", show_default="80")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For --dry-run: print one JSON object and nothing else.")
+    ] = False,
     settings: Annotated[
         bool, typer.Option("--settings", callback=_print_settings, is_eager=True, help="List every setting and leave.")
     ] = False,
 ) -> None:
-    """Distil a student from its teachers. Ctrl-C stops after the step at hand, with a checkpoint to go on from."""
+    """Distil a student from its teachers.
+
+    Ctrl-C and SIGTERM stop after the step at hand, with a checkpoint to go on from. The settings of CONFIG are below.
+    """
     from xtoken.config import load_config
     from xtoken.errors import XTokenError
 
     run = load_config(config, overrides or [])
+    given = {"--gpus": gpus, "--flops": teraflops, "--utilisation": utilisation, "--memory": memory}
+    if dry_run:
+        _refuse("has no effect on a dry run", {"--resume": resume, "--overwrite": overwrite, "--quiet": quiet})
+        from xtoken.cli.estimate import dry_run as show
+
+        show(
+            run,
+            config,
+            gpus=gpus or (1 if run.optim.batch_size % (8 * (run.optim.micro_batch_size or 1)) else 8),
+            teraflops=989 if teraflops is None else teraflops,
+            utilisation=0.4 if utilisation is None else utilisation,
+            memory=80 if memory is None else memory,
+            as_json=as_json,
+        )
+        return
+    _refuse("has no effect without --dry-run", {**given, "--json": as_json or None})
     if run.output.folder is None:
         raise XTokenError(f"{config}: output.folder is missing, and the student has to be saved somewhere")
     from xtoken.training import distil
@@ -65,8 +106,17 @@ def train_command(
         again = ["xtoken", "train", str(config), *(part for o in overrides or [] for part in ("--set", o)), "--resume"]
         err().print(f"stopped after step {result.steps:,} of {run.optim.steps:,}; checkpoint: {result.checkpoint}")
         err().print(f"go on with: {shlex.join(again)}", soft_wrap=True)
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(EXIT_TERMINATED if result.stop_signal == signal.SIGTERM else EXIT_INTERRUPTED)
     _summarise(result)
+
+
+def _refuse(why: str, options: Mapping[str, object]) -> None:
+    """Raises for the first option that was given."""
+    from xtoken.errors import XTokenError
+
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise XTokenError(f"{name} {why}; leave it out")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ METRICS_FILE = "metrics.jsonl"
 _PICKLED_ARGUMENTS = "training_args.bin"
 _STDERR = 2
 _STOPPING = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class JsonLines(TrainerCallback):
@@ -98,10 +99,12 @@ class StopRequest(TrainerCallback):
 
     Attributes:
         asked: whether it was.
+        signal: the number of the signal that asked first; None where none did.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.signal: int | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.asked:
@@ -111,25 +114,29 @@ class StopRequest(TrainerCallback):
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[StopRequest]:
-    """Turns the first Ctrl-C into a stop request; the second is an ordinary KeyboardInterrupt.
+    """Turns the first Ctrl-C or SIGTERM into a stop request; a later Ctrl-C is an ordinary KeyboardInterrupt.
 
-    The first is answered at once, for the step at hand may take long. Outside the main thread Python delivers no
-    signals, and Ctrl-C stays what it is.
+    The first is answered at once, for the step at hand may take long. A later SIGTERM changes nothing: a scheduler
+    sends it to every process of a job and the launcher hands it on, so it comes twice, and who will not wait has
+    SIGKILL. Outside the main thread Python delivers no signals, and both stay what they are.
     """
     request = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.asked:
+        if request.asked and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
-        request.asked = True
+        if request.asked:
+            return
+        request.asked, request.signal = True, number
         with suppress(OSError):  # straight to the file: the signal may come in the middle of a print
             os.write(_STDERR, _STOPPING)
 
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
         yield request
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

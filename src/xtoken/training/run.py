@@ -69,13 +69,14 @@ class RunResult:
         student: the trained model, as it was saved; with its adapters still apart where the run was interrupted.
         folder: where it was saved; None where nothing was.
         steps: the optimizer steps behind it, those before a resume included.
-        interrupted: whether Ctrl-C ended it early; then `checkpoint` is where it goes on, and no student was saved.
+        interrupted: whether a signal ended it early; then `checkpoint` is where it goes on, and no student was saved.
         checkpoint: the last one.
         teachers: their losses and the reasons.
         data: what became of the documents.
         log: the lines of metrics, one dict each.
         seconds: of training, loading and alignment not counted.
         projections: the learnable Ws as they came out.
+        stop_signal: the number of the signal that interrupted it; None where none did.
     """
 
     student: Any
@@ -88,6 +89,7 @@ class RunResult:
     log: list[dict[str, Any]]
     seconds: float
     projections: tuple[LearntProjection, ...] = ()
+    stop_signal: int | None = None
 
 
 def distil(
@@ -193,6 +195,7 @@ class _Run:
             log=[line for line in trainer.state.log_history if "ce" in line],
             seconds=seconds,
             projections=projections,
+            stop_signal=stop.signal if interrupted else None,
         )
 
     def projections(self, steps: int, *, saves: bool) -> tuple[LearntProjection, ...]:
