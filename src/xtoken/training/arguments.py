@@ -36,7 +36,7 @@ def check_arguments(config: RunConfig) -> None:
     _batches(config.optim)
 
 
-def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bool) -> Any:
+def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bool, keeps_best: bool = False) -> Any:
     """`TrainingArguments` for a run: bf16 autocast on a GPU that has it, float32 elsewhere.
 
     Args:
@@ -44,6 +44,7 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
         folder: for checkpoints and metrics.
         saves: whether to write checkpoints.
         quiet: whether to leave out the progress bar.
+        keeps_best: whether one checkpoint more is kept, the best on held-out text.
 
     Raises:
         XTokenError: a batch that does not divide evenly; the Trainer counts other processes than the launcher started.
@@ -71,7 +72,8 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
         logging_nan_inf_filter=False,  # it waits for the device at every micro-batch, and hides what it finds
         save_strategy="steps" if saves else "no",
         save_steps=output.save_every,
-        save_total_limit=output.keep_checkpoints,
+        # The best is kept beside the newest; and with a limit of 1 the Trainer would delete the newest in its favour.
+        save_total_limit=output.keep_checkpoints + keeps_best,
         report_to=output.trackers or "none",
         disable_tqdm=quiet,
         dataloader_pin_memory=on_gpu,

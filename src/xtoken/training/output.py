@@ -28,7 +28,7 @@ RUN_FILE = "xtoken_run.json"
 COPIED = "copied_files"  # the key in RUN_FILE
 _CHECKPOINT = "checkpoint-"
 # Written last of all in a checkpoint, so one that has it is whole.
-_TRAINER_STATE = "trainer_state.json"
+TRAINER_STATE = "trainer_state.json"
 # What says that a run was here, and what --overwrite removes.
 _TRACES = (
     CONFIG_FILE,
@@ -39,8 +39,8 @@ _TRACES = (
     "generation_config.json",
     "model*.safetensors*",
 )
-# May change on the way. The data has a key of its own. Another number of steps stretches the schedule, and another
-# micro-batch changes the factors of dynamic scaling: whoever changes them on the way asks for that.
+# May change on the way. The data and the held-out text have keys of their own. Another number of steps stretches the
+# schedule, and another micro-batch changes the factors of dynamic scaling: whoever changes them on the way asks for that.
 _FREE = (
     "output",
     "data.files",
@@ -48,6 +48,7 @@ _FREE = (
     "optim.steps",
     "optim.micro_batch_size",
     "optim.gradient_checkpointing",
+    "eval",
 )
 
 
@@ -113,9 +114,15 @@ def _copied(folder: Path) -> list[Path]:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the latest step that was written to its end."""
-    whole = [path.parent for path in folder.glob(f"{_CHECKPOINT}*/{_TRAINER_STATE}")]
+    whole = [path.parent for path in folder.glob(f"{_CHECKPOINT}*/{TRAINER_STATE}")]
     numbered = [path for path in whole if path.name.removeprefix(_CHECKPOINT).isdigit()]
     return max(numbered, key=checkpoint_step, default=None)
+
+
+def checkpoint_of(folder: Path, step: int) -> Path | None:
+    """The checkpoint of a step; None where it is missing or was not written to its end."""
+    checkpoint = folder / f"{_CHECKPOINT}{step}"
+    return checkpoint if (checkpoint / TRAINER_STATE).is_file() else None
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -136,8 +143,14 @@ def describe_run(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> N
     write_whole(folder / RUN_FILE, json.dumps(facts, indent=2) + "\n")
 
 
-def check_same_run(folder: Path, config: RunConfig, data_key: str) -> None:
-    """Refuses to go on with a run under other settings, or on other data.
+def check_same_run(folder: Path, config: RunConfig, data_key: str, held_out_key: str | None = None) -> None:
+    """Refuses to go on with a run under other settings, on other data, or with another text held out.
+
+    Args:
+        folder: the output folder.
+        config: with every choice made.
+        data_key: of the prepared data.
+        held_out_key: of the held-out text; None where nothing is evaluated.
 
     Raises:
         XTokenError: what changed, with both values.
@@ -157,6 +170,12 @@ def check_same_run(folder: Path, config: RunConfig, data_key: str) -> None:
         raise XTokenError(
             f"the run in {folder} was started on other data: the files changed since (or a tokenizer did), so the "
             "steps done would not be those skipped. Restore them, or start anew with --overwrite."
+        )
+    evaluated_on = facts.get("held_out")
+    if evaluated_on is not None and held_out_key != evaluated_on:
+        raise XTokenError(
+            f"the run in {folder} is evaluated on other held-out text, or in another eval.context_length, so its best "
+            "figure so far would not compare. Restore the eval section and its files, or start anew with --overwrite."
         )
 
 

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xtoken.config import DataConfig, RunConfig, parse_config
+from xtoken.config import DataConfig, EvalConfig, RunConfig, parse_config
 from xtoken.errors import XTokenError
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_interrupt
@@ -27,7 +27,9 @@ from xtoken.training.data import DataReport, PreparedData, Side, prepare
 from xtoken.training.models import LoadedModel, no_library_bars
 from xtoken.training.output import (
     COPIED,
+    TRAINER_STATE,
     check_same_run,
+    checkpoint_of,
     checkpoint_step,
     claim_folder,
     clear_folder,
@@ -37,6 +39,9 @@ from xtoken.training.output import (
 )
 from xtoken.training.participants import Participants, gather
 from xtoken.training.texts import TextSource, texts_from_dataset, texts_from_files, texts_from_list
+
+if TYPE_CHECKING:
+    from xtoken.training.evaluate import Evaluation, HeldOut
 
 __all__ = ["RunResult", "TeacherChoice", "cache_folder", "distil"]
 
@@ -67,7 +72,11 @@ class RunResult:
         teachers: their losses and the reasons.
         data: what became of the documents.
         log: the lines of metrics, one dict each.
-        seconds: of training, loading and alignment not counted.
+        seconds: of training and evaluation; loading and alignment are not counted.
+        held_out: what the student was evaluated on; None where it was not.
+        evaluations: its bits per byte there, in order of steps.
+        best_step: the step with the lowest of them that a checkpoint is kept of.
+        student_step: the step that `student` is of: the best one, or the last.
     """
 
     student: Any
@@ -79,6 +88,10 @@ class RunResult:
     data: DataReport
     log: list[dict[str, Any]]
     seconds: float
+    held_out: HeldOut | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    best_step: int | None = None
+    student_step: int = 0
 
 
 def distil(
@@ -87,6 +100,7 @@ def distil(
     student: LoadedModel | None = None,
     teachers: Sequence[LoadedModel] = (),
     texts: Sequence[str] | None = None,
+    eval_texts: Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -98,6 +112,7 @@ def distil(
         student: a loaded student, trained in place; then the config names none.
         teachers: loaded teachers, in order, for those entries of `config.teachers` that name no model.
         texts: documents in memory; then the config names no data.
+        eval_texts: held-out documents in memory; then the config names none.
         resume: go on from the last checkpoint in the output folder, or begin where there is none.
         overwrite: replace the run in the output folder.
         quiet: no progress bars.
@@ -111,13 +126,15 @@ def distil(
     """
     config = config if isinstance(config, RunConfig) else parse_config(config)
     source = _source(config.data, texts)
+    held_out_source = _held_out_source(config, eval_texts)
     check_arguments(config)
     folder = _folder(config, resume=resume, overwrite=overwrite)
     cache = cache_folder()
     with no_library_bars() if quiet else nullcontext():
         participants = gather(config, student, teachers, cache)
+    held_out = _held_out(held_out_source, source, participants)
     data = _data(source, participants, cache, progress=not quiet)
-    return _Run(participants, data, folder, quiet).go(resume=resume, overwrite=overwrite)
+    return _Run(participants, data, folder, quiet, held_out).go(resume=resume, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -128,12 +145,13 @@ class _Run:
     data: PreparedData
     folder: Path | None
     quiet: bool
+    held_out: HeldOut | None = None
 
     def go(self, *, resume: bool, overwrite: bool) -> RunResult:
         """Settles where to begin, and trains."""
         checkpoint = None
         if self.folder is not None and resume:
-            check_same_run(self.folder, self.participants.config, self.data.key)
+            check_same_run(self.folder, self.participants.config, self.data.key, self.held_out and self.held_out.key)
             checkpoint = last_checkpoint(self.folder)
             log.info("going on from %s" if checkpoint else "nothing to go on from in %s", checkpoint or self.folder)
         with ExitStack() as stack:
@@ -159,12 +177,21 @@ class _Run:
         if checkpoint is not None and checkpoint_step(checkpoint) >= steps:  # the Trainer would make one step more
             log.info("the run is at step %d of %d already", checkpoint_step(checkpoint), steps)
             trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = trainer.state.load_from_json(str(checkpoint / TRAINER_STATE))
             done = checkpoint_step(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             done = int(trainer.state.global_step)
         interrupted, seconds = stop.asked and done < steps, time.perf_counter() - began
         student = self.participants.student
+        trainer.accelerator.wait_for_everyone()  # the checkpoints are written
+        best = self.best_checkpoint(trainer)
+        student_step = done
+        if best is not None and not interrupted and self.participants.config.eval.saves_best:
+            student_step = checkpoint_step(best)
+            if student_step != done:
+                log.info("the student saved is that of step %d, the best on held-out text", student_step)
+                trainer._load_from_checkpoint(str(best))
         if self.folder is not None and not interrupted and trainer.is_world_process_zero():
             save_student(trainer.accelerator.unwrap_model(trainer.model), self.folder, student.tokenizer_files)
         trainer.accelerator.wait_for_everyone()
@@ -178,25 +205,60 @@ class _Run:
             data=self.data.report,
             log=[line for line in trainer.state.log_history if "ce" in line],
             seconds=seconds,
+            held_out=self.held_out,
+            evaluations=self.evaluations(trainer),
+            best_step=None if best is None else checkpoint_step(best),
+            student_step=student_step,
         )
+
+    def best_checkpoint(self, trainer: Any) -> Path | None:
+        """The checkpoint with the lowest bits per byte; None where none is kept, or it was removed."""
+        step = trainer.state.best_global_step
+        if self.folder is None or self.held_out is None or not step:
+            return None
+        checkpoint = checkpoint_of(self.folder, int(step))
+        if checkpoint is None:
+            log.warning("the best checkpoint, of step %d, is not in %s any more", step, self.folder)
+        return checkpoint
+
+    def evaluations(self, trainer: Any) -> tuple[Evaluation, ...]:
+        """The figures so far; a student that did not get better is told."""
+        from xtoken.training.evaluate import evaluations
+
+        found = evaluations(trainer.state.log_history)
+        before = [each.bits_per_byte for each in found if each.step == 0]
+        after = [each.bits_per_byte for each in found if each.step > 0]
+        if before and after and not min(after) < before[0]:
+            log.warning("bits per byte on held-out text never fell below the %.4f before training", before[0])
+        return found
 
     def trainer(self, folder: Path, stop: StopRequest) -> Any:
         # It pulls in the whole of transformers' Trainer: late, so that mistakes in the settings are told at once.
         from xtoken.training.trainer import XTokenTrainer
 
         config, student = self.participants.config, self.participants.student
+        saves = self.folder is not None
+        keeps_best = saves and self.held_out is not None and config.eval.keep_best
         weight = config.loss.kd_weight
         assert weight != "auto", "`gather` has settled it"
-        return XTokenTrainer(
+        trainer = XTokenTrainer(
             student.model,
             [teacher.online() for teacher in self.participants.teachers],
-            trainer_arguments(config, folder, saves=self.folder is not None, quiet=self.quiet),
+            trainer_arguments(config, folder, saves=saves, quiet=self.quiet, keeps_best=keeps_best),
             self.data,
             student_vocab_size=student.vocabulary.size,
             kd_weight=weight,
             ce_weight=config.loss.ce_weight,
             callbacks=[stop, CheckpointFiles(list(student.tokenizer_files))],
         )
+        if self.held_out is not None:
+            from xtoken.training.evaluate import EvaluateHeldOut
+
+            every, batch_size = config.eval.every, config.eval.batch_size
+            trainer.add_callback(
+                EvaluateHeldOut(trainer, self.held_out.text, every=every, batch_size=batch_size, keep_best=keeps_best)
+            )
+        return trainer
 
     def choices(self) -> tuple[TeacherChoice, ...]:
         return tuple(
@@ -212,6 +274,7 @@ class _Run:
 
         return {
             "data": self.data.key,
+            "held_out": None if self.held_out is None else self.held_out.key,
             COPIED: [file.name for file in self.participants.student.tokenizer_files],
             "documents": asdict(self.data.report),
             "teachers": [asdict(choice) for choice in self.choices()],
@@ -243,6 +306,46 @@ def _all_of(data: DataConfig, texts: Sequence[str] | None) -> TextSource:
     return texts_from_dataset(
         data.dataset, config=data.config, split=data.split, revision=data.revision, text_column=data.text_column
     )
+
+
+def _held_out_source(config: RunConfig, texts: Sequence[str] | None) -> TextSource | None:
+    """The text to evaluate on; None where nothing is evaluated."""
+    asked = config.eval
+    if config.output.folder is None and asked.save == "best":
+        raise XTokenError("eval.save: best needs output.folder: the best student is read back from its checkpoint")
+    if texts is not None:
+        if any((asked.files, asked.dataset, asked.text_column, asked.split_text_by)):
+            raise XTokenError("eval_texts were passed, so the eval section's files, dataset and columns have no effect")
+        return texts_from_list(texts, "the given eval_texts").first(asked.max_documents)
+    if asked.files is not None:
+        source = texts_from_files(asked.files, text_column=asked.text_column, split_by=asked.split_text_by)
+    elif asked.dataset is not None:
+        source = texts_from_dataset(
+            asked.dataset,
+            config=asked.config,
+            split=asked.split,
+            revision=asked.revision,
+            text_column=asked.text_column,
+        )
+    elif asked != EvalConfig():
+        raise XTokenError(
+            "the eval section names no held-out text, so it has no effect: name eval.files, or eval.dataset"
+        )
+    else:
+        return None
+    return source.first(asked.max_documents)
+
+
+def _held_out(source: TextSource | None, training: TextSource, participants: Participants) -> HeldOut | None:
+    if source is None:
+        return None
+    from xtoken.training.evaluate import HeldOut, warn_of_overlap
+
+    config = participants.config
+    context = config.eval.context_length or config.data.context_length
+    held_out = HeldOut.prepare(source, participants.student, context)
+    warn_of_overlap(source, training)
+    return held_out
 
 
 def _folder(config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,13 @@ class XTokenTrainer(Trainer):
         outcome = super().train(*args, **kwargs)
         self._check_finite(self._drain())
         return outcome
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """What is done inside does not count in `tokens_per_second`."""
+        began = time.perf_counter()
+        yield
+        self._last_log += time.perf_counter() - began
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
