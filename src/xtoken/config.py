@@ -27,6 +27,8 @@ __all__ = [
     "RunConfig",
     "StudentConfig",
     "TeacherConfig",
+    "flat",
+    "flat_settings",
     "load_config",
     "parse_config",
     "settings",
@@ -245,11 +247,26 @@ class OutputConfig(_Section):
     trackers: list[str] = Field(
         default=[], description="Trackers that transformers knows: tensorboard, wandb, trackio, mlflow and so on."
     )
+    push_to_hub: str | None = Field(
+        default=None,
+        description="Upload the student and its card to this repository of the hub, USER/NAME, at the end.",
+    )
+    private: bool | None = Field(
+        default=None, description="Whether a new repository is private; by default as the hub has it."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return _short_for("folder", value)
+
+    @model_validator(mode="after")
+    def _pushes_a_folder(self) -> OutputConfig:
+        if self.push_to_hub is not None and self.folder is None:
+            raise ValueError("push_to_hub needs a folder, which is what is uploaded")
+        if self.private is not None and self.push_to_hub is None:
+            raise ValueError("private has no effect without push_to_hub")
+        return self
 
 
 class RunConfig(_Section):
@@ -317,6 +334,21 @@ def parse_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(problem)}" for problem in _in_order(error.errors()))
         raise XTokenError(f"{where}: cannot be used as it stands\n{problems}") from None
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings and lists as (dotted key, value)."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        yield prefix, value
+    else:
+        for key, item in inner:
+            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
+
+
+def flat_settings(config: RunConfig) -> Iterator[tuple[str, Any]]:
+    """A run's settings as (dotted key, value), without those that are not set."""
+    yield from flat(config.model_dump(exclude_none=True))
 
 
 def settings() -> Iterator[tuple[str, Any, str]]:

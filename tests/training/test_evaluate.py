@@ -222,6 +222,7 @@ def test_a_run_that_goes_on_keeps_the_best_so_far(
         patch.setattr(StopRequest, "on_step_end", stop)
         first = go(config, tiny.student(**DROPOUT), eval_texts=HELD_OUT)
     assert (first.interrupted, first.steps) == (True, stopped_at)
+    assert [each.step for each in first.evaluations] == [0, 2]  # who wants to stop does not wait for a figure
     assert checkpoints(tmp_path / "broken") == ["checkpoint-2", f"checkpoint-{stopped_at}"]
     second = go(config, tiny.student(seed=5, **DROPOUT), eval_texts=HELD_OUT, resume=True)
     assert (second.best_step, second.student_step) == (2, 2)

@@ -11,6 +11,7 @@ from xtoken.cli.audit import audit_command
 from xtoken.cli.demo import demo_command
 from xtoken.cli.eval import eval_command
 from xtoken.cli.project import project_command
+from xtoken.cli.push import push_command
 from xtoken.cli.train import train_command
 
 __all__ = ["app", "main"]
@@ -45,6 +46,7 @@ app.command("project")(project_command)
 app.command("align")(align_command)
 app.command("train")(train_command)
 app.command("eval")(eval_command)
+app.command("push")(push_command)
 app.command("demo")(demo_command)
 
 

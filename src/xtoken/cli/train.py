@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xtoken.cli.console import EXIT_INTERRUPTED, err, out, reports_errors
+from xtoken.cli.console import EXIT_INTERRUPTED, EXIT_MISTAKE, err, out, reports_errors
 
 if TYPE_CHECKING:
     from xtoken.training import RunResult
@@ -67,6 +67,8 @@ def train_command(
         err().print(f"go on with: {shlex.join(again)}", soft_wrap=True)
         raise typer.Exit(EXIT_INTERRUPTED)
     _summarise(result)
+    if run.output.push_to_hub is not None and result.pushed_to is None:  # the log has said why, and what to do
+        raise typer.Exit(EXIT_MISTAKE)
 
 
 @contextmanager
@@ -88,6 +90,13 @@ def _summarise(result: RunResult) -> None:
     if result.log:
         last = result.log[-1]
         lines.append(", ".join(f"{name} {last[name]:.4f}" for name in ("ce", "kd", "uncovered_mass") if name in last))
+    if result.held_out is not None:
+        figures = {each.step: each.bits_per_byte for each in result.evaluations}
+        shown = [f"{figures[step]:.4f} after step {step:,}" for step in (0, result.student_step) if step in figures]
+        documents = f"{result.held_out.text.documents:,} held-out documents"
+        lines.append(f"bits per byte on {documents}: {', '.join(shown)}")
+    if result.pushed_to is not None:
+        lines.append(f"pushed to {result.pushed_to}")
     if result.data.truncated:
         lines.append(f"{result.data.truncated:,} of {result.data.documents:,} documents were cut to the context")
     for line in lines:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from xtoken.config import OptimConfig, RunConfig
+from xtoken.config import OptimConfig, RunConfig, flat_settings
 from xtoken.errors import XTokenError
 
 __all__ = ["check_arguments", "trainer_arguments"]
@@ -49,14 +49,14 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
     Raises:
         XTokenError: a batch that does not divide evenly; the Trainer counts other processes than the launcher started.
     """
-    from transformers import TrainingArguments
+    from xtoken.training.tracked import TrackedArguments
 
     optim, output, on_gpu = config.optim, config.output, torch.cuda.is_available()
     micro, accumulation = _batches(optim)
     # Newer releases call it activation checkpointing.
-    fields = TrainingArguments.__dataclass_fields__
+    fields = TrackedArguments.__dataclass_fields__
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
-    arguments = TrainingArguments(
+    arguments = TrackedArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
         per_device_train_batch_size=micro,
@@ -80,6 +80,7 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
         **{checkpointing: optim.gradient_checkpointing},
     )
     _check_processes(arguments.world_size)
+    arguments.run_settings = dict(flat_settings(config))
     return arguments
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -123,7 +124,7 @@ class EvaluateHeldOut(TrainerCallback):
             control.should_save = True
 
     def _is_due(self, state: Any) -> bool:
-        return state.global_step % self.every == 0 or state.global_step >= state.max_steps
+        return bool(state.global_step % self.every == 0 or state.global_step >= state.max_steps)
 
     def _evaluate(self, state: Any, control: Any) -> bool:
         """Logs the figure; whether it is the best so far, and to be kept."""
@@ -135,11 +136,11 @@ class EvaluateHeldOut(TrainerCallback):
         asked_to_log = control.should_log
         self.trainer.log(figures)
         control.should_log = asked_to_log  # logging takes it back, and the step's own line is still to come
-        is_best = state.global_step > 0 and (state.best_metric is None or found.bits_per_byte < state.best_metric)
-        if not (self.keep_best and is_best):
-            return False
-        state.best_metric, state.best_global_step = found.bits_per_byte, state.global_step
-        return True
+        best = math.inf if state.best_metric is None else float(state.best_metric)
+        is_best = self.keep_best and bool(state.global_step > 0) and found.bits_per_byte < best  # never so for NaN
+        if is_best:
+            state.best_metric, state.best_global_step = found.bits_per_byte, state.global_step
+        return is_best
 
     def score(self) -> BitsPerByte:
         """The trainer's model as it is, by all processes together; to be called in each."""

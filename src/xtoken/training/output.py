@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from xtoken.config import RunConfig
+from xtoken.config import RunConfig, flat, flat_settings
 from xtoken.errors import XTokenError
 from xtoken.files import write_whole
 from xtoken.training.callbacks import METRICS_FILE
+from xtoken.training.card import CARD_FILE, is_own_card
 
 __all__ = ["check_same_run", "claim_folder", "clear_folder", "describe_run", "last_checkpoint", "save_student"]
 
@@ -40,7 +41,7 @@ _TRACES = (
     "model*.safetensors*",
 )
 # May change on the way. The data and the held-out text have keys of their own. Another number of steps stretches the
-# schedule, and another micro-batch changes the factors of dynamic scaling: whoever changes them on the way asks for that.
+# schedule, and another micro-batch changes the factors of dynamic scaling: whoever changes them asks for that.
 _FREE = (
     "output",
     "data.files",
@@ -90,7 +91,8 @@ def _is_run(folder: Path) -> bool:
 
 def clear_folder(folder: Path) -> None:
     """Removes a run and nothing else; to be called when nothing can go wrong any more before the new one."""
-    for trace in [*_traces(folder), *_copied(folder)]:
+    card = [folder / CARD_FILE] if is_own_card(folder / CARD_FILE) else []
+    for trace in [*_traces(folder), *_copied(folder), *card]:
         if trace.is_dir():
             shutil.rmtree(trace)
         else:
@@ -158,7 +160,7 @@ def check_same_run(folder: Path, config: RunConfig, data_key: str, held_out_key:
     if not _is_run(folder):  # the folder was empty, or `claim_folder` would have refused it
         return
     before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    old, new = dict(_flat(before)), dict(_flat(config.model_dump(exclude_none=True)))
+    old, new = dict(flat(before)), dict(flat_settings(config))
     changed = [key for key in {**old, **new} if not key.startswith(_FREE) and old.get(key) != new.get(key)]
     facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     if changed:
@@ -177,16 +179,6 @@ def check_same_run(folder: Path, config: RunConfig, data_key: str, held_out_key:
             f"the run in {folder} is evaluated on other held-out text, or in another eval.context_length, so its best "
             "figure so far would not compare. Restore the eval section and its files, or start anew with --overwrite."
         )
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted keys."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if inner is None:
-        yield prefix, value
-    else:
-        for key, item in inner:
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
 
 
 def save_student(model: Any, folder: Path, tokenizer_files: Sequence[Path]) -> None:

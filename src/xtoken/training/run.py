@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ from xtoken.config import DataConfig, EvalConfig, RunConfig, parse_config
 from xtoken.errors import XTokenError
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_interrupt
+from xtoken.training.card import model_card, write_card
 from xtoken.training.data import DataReport, PreparedData, Side, prepare
+from xtoken.training.hub import check_push, push_folder
 from xtoken.training.models import LoadedModel, no_library_bars
 from xtoken.training.output import (
     COPIED,
@@ -77,6 +80,7 @@ class RunResult:
         evaluations: its bits per byte there, in order of steps.
         best_step: the step with the lowest of them that a checkpoint is kept of.
         student_step: the step that `student` is of: the best one, or the last.
+        pushed_to: the address of the repository it was uploaded to; None where it was not, or that failed.
     """
 
     student: Any
@@ -92,6 +96,7 @@ class RunResult:
     evaluations: tuple[Evaluation, ...] = ()
     best_step: int | None = None
     student_step: int = 0
+    pushed_to: str | None = None
 
 
 def distil(
@@ -128,6 +133,8 @@ def distil(
     source = _source(config.data, texts)
     held_out_source = _held_out_source(config, eval_texts)
     check_arguments(config)
+    if config.output.push_to_hub is not None:
+        check_push(config.output.push_to_hub)
     folder = _folder(config, resume=resume, overwrite=overwrite)
     cache = cache_folder()
     with no_library_bars() if quiet else nullcontext():
@@ -151,7 +158,8 @@ class _Run:
         """Settles where to begin, and trains."""
         checkpoint = None
         if self.folder is not None and resume:
-            check_same_run(self.folder, self.participants.config, self.data.key, self.held_out and self.held_out.key)
+            held_out_key = None if self.held_out is None else self.held_out.key
+            check_same_run(self.folder, self.participants.config, self.data.key, held_out_key)
             checkpoint = last_checkpoint(self.folder)
             log.info("going on from %s" if checkpoint else "nothing to go on from in %s", checkpoint or self.folder)
         with ExitStack() as stack:
@@ -195,7 +203,7 @@ class _Run:
         if self.folder is not None and not interrupted and trainer.is_world_process_zero():
             save_student(trainer.accelerator.unwrap_model(trainer.model), self.folder, student.tokenizer_files)
         trainer.accelerator.wait_for_everyone()
-        return RunResult(
+        result = RunResult(
             student=student.model,
             folder=self.folder,
             steps=done,
@@ -210,6 +218,22 @@ class _Run:
             best_step=None if best is None else checkpoint_step(best),
             student_step=student_step,
         )
+        if self.folder is None or interrupted or not trainer.is_world_process_zero():
+            return result
+        write_card(self.folder, model_card(self.participants.config, result, _versions()))
+        return replace(result, pushed_to=self.push(self.folder))
+
+    def push(self, folder: Path) -> str | None:
+        """Uploads the finished run where that is asked for; a failure is told and loses nothing."""
+        output = self.participants.config.output
+        if output.push_to_hub is None:
+            return None
+        try:
+            return push_folder(folder, output.push_to_hub, private=output.private)
+        except XTokenError as error:
+            again = ["xtoken", "push", str(folder), output.push_to_hub, *(["--private"] if output.private else [])]
+            log.error("%s. The student is whole in %s; push it later by: %s", error, folder, shlex.join(again))
+            return None
 
     def best_checkpoint(self, trainer: Any) -> Path | None:
         """The checkpoint with the lowest bits per byte; None where none is kept, or it was removed."""
@@ -268,10 +292,6 @@ class _Run:
 
     def facts(self) -> dict[str, Any]:
         """What the resolved config does not say."""
-        import transformers
-
-        import xtoken
-
         return {
             "data": self.data.key,
             "held_out": None if self.held_out is None else self.held_out.key,
@@ -280,8 +300,16 @@ class _Run:
             "teachers": [asdict(choice) for choice in self.choices()],
             "student_fingerprint": self.participants.student.vocabulary.fingerprint,
             "teacher_fingerprints": [t.loaded.vocabulary.fingerprint for t in self.participants.teachers],
-            "versions": {module.__name__: module.__version__ for module in (xtoken, torch, transformers)},
+            "versions": _versions(),
         }
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    import xtoken
+
+    return {module.__name__: str(module.__version__) for module in (xtoken, torch, transformers)}
 
 
 def cache_folder() -> Path:
