@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -195,4 +194,3 @@ def test_an_interrupted_run_is_not_pushed(tmp_path: Path, hub: FakeHub, monkeypa
     result = distil(config(tmp_path) | {"optim": {"steps": 5, "batch_size": 2}}, texts=TEXTS, quiet=True)
     assert (result.interrupted, result.pushed_to, hub.files) == (True, None, {})
     assert not (tmp_path / "out" / "README.md").exists()
-    assert logging.getLogger("xtoken").name == "xtoken"

@@ -30,7 +30,7 @@ CARD_FILE = "README.md"
 _MARK = "<!-- Written by xtoken, and replaced when the run goes on. Take this line out to keep your own changes. -->"
 # What stands for a model or a text that was handed over in memory.
 _IN_MEMORY = "passed in memory"
-_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&$:])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&$])")
 
 _XTOKEN_PAPER = """\
 @misc{sreenivas2026xtoken,
@@ -200,8 +200,8 @@ def _settings(config: RunConfig, versions: Mapping[str, str]) -> str:
     settings = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
     made_by = ", ".join(f"{_md(name)} {_md(version)}" for name, version in versions.items())
     return (
-        "## How it was made\n\nThe settings of the run, as `config.yaml`. Of local files and folders only the names are "
-        "given, and what was passed in memory is left out.\n\n"
+        "## How it was made\n\nThe settings of the run, as `config.yaml`. Of local files and folders only the names "
+        "are given, and what was passed in memory is left out.\n\n"
         f"{_fenced(settings, 'yaml')}\n\n{_fenced('xtoken train config.yaml --set output.folder=FOLDER', 'bash')}\n\n"
         f"Made by {made_by}."
     )
