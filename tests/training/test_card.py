@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -16,10 +16,11 @@ from markdown_it import MarkdownIt
 from training import tiny
 from xtoken.config import LossName, RunConfig, parse_config
 from xtoken.training import distil
-from xtoken.training.card import SOURCES, is_own_card, model_card
+from xtoken.training.card import CARD_FILE, SOURCES, is_own_card, model_card, write_card
+from xtoken.training.output import clear_folder
 
 TEXTS, HELD_OUT = tiny.documents(40), tiny.documents(6, seed=9)
-ODD = "a|b`c*d_e[f](g) <b>h</b> # $x$ & \\ ~~i~~"
+ODD = "a|b`c*d _e_[f](g) <b>h</b> # $x$ & \\ ~~i~~"
 
 
 def run(folder: Path, **changes: Any) -> tuple[RunConfig, Any]:
@@ -158,11 +159,11 @@ def test_the_metadata_names_what_the_hub_knows(made: tuple[RunConfig, Any, str])
 
 def test_names_are_shown_word_for_word_whatever_they_hold(made: tuple[RunConfig, Any, str]) -> None:
     config, result, _ = made
-    title = ODD.replace("/", "")
+    title, fence = ODD.replace("/", ""), "x\n```\ny"
     odd = config.model_copy(
         update={
             "student": config.student.model_copy(update={"model": f"{ODD}: 'yes'\n---\nlicense: mit"}),
-            "teachers": [config.teachers[0].model_copy(update={"model": ODD, "name": ODD})],
+            "teachers": [config.teachers[0].model_copy(update={"model": ODD, "name": fence})],
             "data": config.data.model_copy(update={"dataset": f'"{ODD}"'}),
             "output": config.output.model_copy(update={"push_to_hub": f"u/{title}"}),
         }
@@ -177,17 +178,15 @@ def test_names_are_shown_word_for_word_whatever_they_hold(made: tuple[RunConfig,
     data = ModelCard(card).data
     assert data.base_model == f"{ODD}: 'yes'\n---\nlicense: mit"
     assert (data.datasets, data.license) == ([f'"{ODD}"'], None)
-    block = max(re.findall(r"^(`{3,})yaml\n(.*?)^\1$", card, re.DOTALL | re.MULTILINE), key=len)[1]
-    assert parse_config(yaml.safe_load(block)).teachers[0].name == ODD
     body = MarkdownIt("commonmark").parse(ModelCard(card).text)
     headings = [body[i + 1] for i, token in enumerate(body) if token.type == "heading_open"]
     assert shown(headings[0]) == title
+    (block,) = (token.content for token in body if token.type == "fence" and token.info == "yaml")
+    assert parse_config(yaml.safe_load(block)).teachers[0].name == fence
     assert not any(token.type == "html_block" and "xtoken" not in token.content for token in body)
 
 
 def test_every_loss_says_where_it_comes_from(made: tuple[RunConfig, Any, str]) -> None:
-    from typing import get_args
-
     config, result, card = made
     assert set(SOURCES) == set(get_args(LossName)) - {"auto"}
     for loss, source in SOURCES.items():
@@ -231,16 +230,8 @@ def test_a_readme_of_ones_own_stays(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert is_own_card(tmp_path / "out" / "README.md")
 
 
-def test_replacing_a_run_removes_its_card(tmp_path: Path) -> None:
-    from xtoken.training.card import write_card
-    from xtoken.training.output import clear_folder
-
-    config = parse_config({})
-    assert config.output.folder is None
-    write_card(
-        tmp_path,
-        "---\n---\n\n<!-- Written by xtoken, and replaced when the run goes on. Take this line out to "
-        "keep your own changes. -->\n",
-    )
+def test_replacing_a_run_removes_its_card(made: tuple[RunConfig, Any, str], tmp_path: Path) -> None:
+    write_card(tmp_path, made[2])
+    assert is_own_card(tmp_path / CARD_FILE)
     clear_folder(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -238,7 +238,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _fenced(content: str, language: str) -> str:
-    """A code block whose fence is longer than any in the content."""
-    longest = max((len(run) for run in re.findall("`+", content)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{content.rstrip()}\n{fence}"
+    """A code block. In settings nothing a name holds ends it: YAML indents the lines of a value by four or more."""
+    return f"```{language}\n{content.rstrip()}\n```"
