@@ -55,7 +55,9 @@ class LoadedModel:
     tokenizer_files: tuple[Path, ...] = ()
 
 
-def load_model(path_or_id: str, *, who: str, revision: str | None = None, dtype: str = "float32") -> LoadedModel:
+def load_model(
+    path_or_id: str, *, who: str = "model", revision: str | None = None, dtype: str = "float32"
+) -> LoadedModel:
     """Loads a causal LM and its tokenizer.
 
     Args:
