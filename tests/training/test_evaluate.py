@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from training import tiny
 from xtoken.config import parse_config
 from xtoken.errors import XTokenError
-from xtoken.evaluation import bits_per_byte
-from xtoken.training import LoadedModel, distil
+from xtoken.evaluation import CutText, bits_per_byte
+from xtoken.training import EvaluateHeldOut, LoadedModel, Side, XTokenTrainer, distil, prepare
 from xtoken.training.callbacks import StopRequest
 
 TEXTS, HELD_OUT = tiny.documents(40), tiny.documents(6, seed=9)
@@ -58,8 +61,6 @@ class Scripted:
     """Makes the figures come out as told: by step, or the true one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, figures: dict[int, float]) -> None:
-        from xtoken.training.evaluate import EvaluateHeldOut
-
         true = EvaluateHeldOut.score
 
         def scripted(callback: Any) -> Any:
@@ -112,12 +113,6 @@ def test_a_run_with_evaluation_is_the_run_without_to_the_bit(tmp_path: Path, log
 
 
 def test_evaluation_leaves_modes_and_random_state_alone(tmp_path: Path) -> None:
-    from transformers import TrainingArguments
-
-    from xtoken.evaluation import CutText
-    from xtoken.training import Side, XTokenTrainer, prepare
-    from xtoken.training.evaluate import EvaluateHeldOut
-
     learner = tiny.student()
     learner.model.config.use_cache = True
     learner.model.train().model.layers[0].eval()
@@ -137,17 +132,33 @@ def test_evaluation_leaves_modes_and_random_state_alone(tmp_path: Path) -> None:
     assert learner.model.config.use_cache is True
 
 
-def test_time_spent_on_evaluation_is_not_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xtoken.training import trainer
-    from xtoken.training.evaluate import EvaluateHeldOut
+def test_a_trainer_of_ones_own_takes_the_callback(tmp_path: Path) -> None:
+    learner = tiny.student()
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=2,
+        per_device_train_batch_size=8,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    data = prepare(TEXTS, Side(learner.vocabulary, 64))
+    trainer = XTokenTrainer(learner.model, args=args, train_dataset=data, student_vocab_size=learner.vocabulary.size)
+    text = CutText(learner.model, learner.vocabulary, HELD_OUT, context_length=64)
+    trainer.add_callback(EvaluateHeldOut(trainer, text, every=4))
+    trainer.train()
+    assert [line["step"] for line in trainer.state.log_history if "eval_bits_per_byte" in line] == [0, 4, 8, 10]
+    assert trainer.state.log_history[-2]["eval_bits_per_byte"] == pytest.approx(score(learner.model), rel=1e-5)
 
+
+def test_time_spent_on_evaluation_is_not_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = {"now": 0.0}
 
     def tick() -> float:
         clock["now"] += 1.0
         return clock["now"]
 
-    monkeypatch.setattr(trainer.time, "perf_counter", tick)
+    monkeypatch.setattr(time, "perf_counter", tick)
     true = EvaluateHeldOut.score
 
     def slow(callback: Any) -> Any:
@@ -250,8 +261,6 @@ def test_a_finished_run_that_is_resumed_still_knows_its_best(tmp_path: Path, mon
 def test_a_best_checkpoint_that_was_removed_is_told_and_the_last_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import shutil
-
     Scripted(monkeypatch, {2: 0.5})
     config = settings(tmp_path, eval={"every": 2})
     go(config, eval_texts=HELD_OUT)
@@ -335,8 +344,6 @@ def test_held_out_documents_that_are_trained_on_are_told(tmp_path: Path, caplog:
 
 
 def test_the_resolved_config_starts_the_same_run(tmp_path: Path) -> None:
-    import yaml
-
     (tmp_path / "held_out.txt").write_text("\n".join(HELD_OUT))
     first = go(settings(tmp_path / "a", eval={"files": [str(tmp_path / "held_out.txt")], "every": 2}))
     resolved = yaml.safe_load((tmp_path / "a" / "xtoken_config.yaml").read_text())

@@ -70,7 +70,7 @@ def test_a_finished_run_is_uploaded_with_its_card_and_nothing_else(tmp_path: Pat
     (tmp_path / "out" / "secret-notes.txt").write_text("mine")
     (tmp_path / "out" / "secret.json").write_text("{}")
     result = distil(config(tmp_path, private=True), texts=TEXTS, quiet=True)
-    assert result.pushed_to == "https://hub.example/me/student"
+    assert (result.pushed_to, result.push_failed) == ("https://hub.example/me/student", False)
     assert hub.repos == {"me/student": True}
     sent = hub.files["me/student"]
     assert set(sent) == {
@@ -92,7 +92,7 @@ def test_a_failing_upload_leaves_the_run_whole_and_says_how_to_push_later(
 
     monkeypatch.setattr(hub, "upload_folder", upload)
     result = distil(config(tmp_path, private=True), texts=TEXTS, quiet=True)
-    assert (result.pushed_to, result.steps) == (None, 1)
+    assert (result.pushed_to, result.push_failed, result.steps) == (None, True, 1)
     assert {"model.safetensors", "README.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert "no route to the hub" in caplog.text
     assert f"xtoken push {tmp_path / 'out'} me/student --private" in caplog.text
@@ -192,5 +192,5 @@ def test_an_interrupted_run_is_not_pushed(tmp_path: Path, hub: FakeHub, monkeypa
 
     monkeypatch.setattr(StopRequest, "on_step_end", stop)
     result = distil(config(tmp_path) | {"optim": {"steps": 5, "batch_size": 2}}, texts=TEXTS, quiet=True)
-    assert (result.interrupted, result.pushed_to, hub.files) == (True, None, {})
+    assert (result.interrupted, result.push_failed, hub.files) == (True, False, {})
     assert not (tmp_path / "out" / "README.md").exists()

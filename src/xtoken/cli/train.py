@@ -67,7 +67,7 @@ def train_command(
         err().print(f"go on with: {shlex.join(again)}", soft_wrap=True)
         raise typer.Exit(EXIT_INTERRUPTED)
     _summarise(result)
-    if run.output.push_to_hub is not None and result.pushed_to is None:  # the log has said why, and what to do
+    if result.push_failed:  # the log has said why, and what to do
         raise typer.Exit(EXIT_MISTAKE)
 
 

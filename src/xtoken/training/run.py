@@ -80,7 +80,8 @@ class RunResult:
         evaluations: its bits per byte there, in order of steps.
         best_step: the step with the lowest of them that a checkpoint is kept of.
         student_step: the step that `student` is of: the best one, or the last.
-        pushed_to: the address of the repository it was uploaded to; None where it was not, or that failed.
+        pushed_to: the address of the repository it was uploaded to; known to the first process alone.
+        push_failed: whether it should have been uploaded by this process, and was not.
     """
 
     student: Any
@@ -97,6 +98,7 @@ class RunResult:
     best_step: int | None = None
     student_step: int = 0
     pushed_to: str | None = None
+    push_failed: bool = False
 
 
 def distil(
@@ -221,7 +223,9 @@ class _Run:
         if self.folder is None or interrupted or not trainer.is_world_process_zero():
             return result
         write_card(self.folder, model_card(self.participants.config, result, _versions()))
-        return replace(result, pushed_to=self.push(self.folder))
+        address = self.push(self.folder)
+        is_asked = self.participants.config.output.push_to_hub is not None
+        return replace(result, pushed_to=address, push_failed=is_asked and address is None)
 
     def push(self, folder: Path) -> str | None:
         """Uploads the finished run where that is asked for; a failure is told and loses nothing."""
