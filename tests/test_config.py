@@ -53,8 +53,9 @@ def test_a_mistake_is_told_with_its_place(raw: dict[str, Any], message: str) -> 
 
 
 def test_a_bare_string_stands_for_a_sections_main_key() -> None:
-    short = parse_config({"student": "a", "teachers": ["b"], "data": "text.txt", "output": "run"})
+    short = parse_config({"student": "a", "teachers": ["b"], "data": "text.txt", "eval": "held.txt", "output": "run"})
     long = {"student": {"model": "a"}, "teachers": [{"model": "b"}], "data": {"files": ["text.txt"]}}
+    long["eval"] = {"files": ["held.txt"]}
     assert short == parse_config({**long, "output": {"folder": "run"}})
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from xtoken.training import LoadedModel as LoadedModel
     from xtoken.training import distil as distil
     from xtoken.training import load_model as load_model
+    from xtoken.training import load_teacher as load_teacher
     from xtoken.training import prepare as prepare
     from xtoken.training.trainer import XTokenTrainer as XTokenTrainer
 
@@ -54,6 +55,7 @@ _HOME = {
     "build_tries": "xtoken.projection",
     "distil": "xtoken.training",
     "load_model": "xtoken.training",
+    "load_teacher": "xtoken.training",
     "prepare": "xtoken.training",
     "relaxed_partition": "xtoken.projection",
     "signal_from_logits": "xtoken.teachers.signal",

@@ -20,6 +20,7 @@ from xtoken.errors import XTokenError
 
 __all__ = [
     "DataConfig",
+    "EvalConfig",
     "LoraConfig",
     "LossConfig",
     "OptimConfig",
@@ -27,6 +28,8 @@ __all__ = [
     "RunConfig",
     "StudentConfig",
     "TeacherConfig",
+    "flat",
+    "flat_settings",
     "load_config",
     "parse_config",
     "settings",
@@ -282,6 +285,63 @@ class OptimConfig(_Section):
     )
 
 
+class EvalConfig(_Section):
+    """Held-out text, and what its figures decide."""
+
+    files: list[str] | None = Field(
+        default=None, description="Held-out text, as for data.files; bits per byte are measured on it during training."
+    )
+    dataset: str | None = Field(default=None, description="The same, as for data.dataset.")
+    config: str | None = Field(default=None, description="The dataset's configuration name.")
+    split: str | None = Field(default=None, description="The dataset's split; to be named with dataset.")
+    revision: str | None = Field(default=None, description="The dataset's hub revision.")
+    text_column: str | None = Field(default=None, description="The column or key that holds the text (default text).")
+    split_text_by: Literal["line", "paragraph", "document"] | None = Field(
+        default=None, description="What one document is in a .txt file, as for data.split_text_by."
+    )
+    max_documents: Count = Field(default=1000, description="Use the first so many held-out documents at most.")
+    context_length: Count | None = Field(
+        default=None, description="Tokens in a window; by default data.context_length. No document is cut off."
+    )
+    every: Count = Field(
+        default=500, description="Steps between two evaluations; there is one before the first and after the last step."
+    )
+    batch_size: Count = Field(default=8, description="Windows in a forward pass, fewer where they are long.")
+    keep_best: bool = Field(
+        default=True,
+        description="Keep the checkpoint with the lowest bits per byte, beside those of output.keep_checkpoints.",
+    )
+    save: Literal["best", "last"] | None = Field(
+        default=None,
+        description="Which student is saved at the end; by default the best where keep_best is on, else the last.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"files": [value]} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvalConfig:
+        if self.files is not None and self.dataset is not None:
+            raise ValueError("give files or dataset, not both")
+        for key in ("config", "split", "revision"):
+            if self.dataset is None and getattr(self, key) is not None:
+                raise ValueError(f"{key} has no effect without dataset")
+        if self.dataset is not None and self.split is None:
+            raise ValueError("name the dataset's split that is held out, as in split: test")
+        if self.dataset is not None and self.split_text_by is not None:
+            raise ValueError("split_text_by has no effect with dataset: it is about .txt files")
+        if self.save == "best" and not self.keep_best:
+            raise ValueError("save: best needs the best checkpoint: leave keep_best on")
+        return self
+
+    @property
+    def saves_best(self) -> bool:
+        """Whether the student saved at the end is the best one."""
+        return self.keep_best and self.save != "last"
+
+
 class OutputConfig(_Section):
     """What is written, and where."""
 
@@ -292,11 +352,26 @@ class OutputConfig(_Section):
     trackers: list[str] = Field(
         default=[], description="Trackers that transformers knows: tensorboard, wandb, trackio, mlflow and so on."
     )
+    push_to_hub: str | None = Field(
+        default=None,
+        description="Upload the student and its card to this repository of the hub, USER/NAME, at the end.",
+    )
+    private: bool | None = Field(
+        default=None, description="Whether a new repository is private; by default as the hub has it."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return _short_for("folder", value)
+
+    @model_validator(mode="after")
+    def _pushes_a_folder(self) -> OutputConfig:
+        if self.push_to_hub is not None and self.folder is None:
+            raise ValueError("push_to_hub needs a folder, which is what is uploaded")
+        if self.private is not None and self.push_to_hub is None:
+            raise ValueError("private has no effect without push_to_hub")
+        return self
 
 
 class RunConfig(_Section):
@@ -309,6 +384,7 @@ class RunConfig(_Section):
     data: DataConfig = Field(default_factory=DataConfig, description="The text to train on.")
     loss: LossConfig = Field(default_factory=LossConfig, description="How the losses become one number.")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="The optimizer and its schedule.")
+    eval: EvalConfig = Field(default_factory=EvalConfig, description="Held-out text, and what its figures decide.")
     output: OutputConfig = Field(default_factory=OutputConfig, description="What is written, and where.")
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Of the data's order and of dropout.")
 
@@ -376,6 +452,21 @@ def parse_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(problem)}" for problem in _in_order(error.errors()))
         raise XTokenError(f"{where}: cannot be used as it stands\n{problems}") from None
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings and lists as (dotted key, value)."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        yield prefix, value
+    else:
+        for key, item in inner:
+            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
+
+
+def flat_settings(config: RunConfig) -> Iterator[tuple[str, Any]]:
+    """A run's settings as (dotted key, value), without those that are not set."""
+    yield from flat(config.model_dump(exclude_none=True))
 
 
 def settings() -> Iterator[tuple[str, Any, str]]:

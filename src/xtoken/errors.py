@@ -19,7 +19,3 @@ class UnsupportedTokenizerError(XTokenError):
 
 class FingerprintMismatchError(XTokenError):
     """An artifact made for one tokenizer was used with another."""
-
-
-class DivergedError(XTokenError):
-    """A training whose numbers are not finite any more."""

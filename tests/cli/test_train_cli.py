@@ -78,10 +78,19 @@ def test_quiet_says_the_result_alone(tmp_path: Path, models: Path) -> None:
     assert "after step 1" in out
 
 
+def test_held_out_text_is_scored_and_told(tmp_path: Path, models: Path) -> None:
+    (tmp_path / "held_out.txt").write_text("\n".join(tiny.documents(5, seed=9)))
+    code, out, err = train(config(tmp_path, models), "--set", f"eval={tmp_path / 'held_out.txt'}")
+    assert code == 0
+    assert re.search(r"bits per byte on 5 held-out documents: \d\.\d{4} after step 0, \d\.\d{4} after step 2", out)
+    assert "held out: 5 documents" in err
+
+
 def test_settings_are_listed(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["--settings"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert "teachers.N.loss" in result.stdout
+    assert "eval.max_documents" in result.stdout
     assert "5e-05" in result.stdout
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from training import tiny
 from xtoken.errors import XTokenError
-from xtoken.evaluation import bits_per_byte
+from xtoken.evaluation import CutText, Share, bits_per_byte
 from xtoken.tokens import Vocabulary
 from xtoken.tokens.classes import CLASSES
 
@@ -159,3 +161,64 @@ def test_the_model_is_left_as_it_came() -> None:
 def test_what_cannot_be_scored_is_told(texts: list[str], options: dict[str, int], message: str) -> None:
     with pytest.raises(XTokenError, match=message):
         bits_per_byte(MODEL, VOCABULARY, texts, **options)
+
+
+def test_text_that_is_cut_once_scores_the_same_every_time() -> None:
+    text, whole = CutText(MODEL, VOCABULARY, ["", *TEXTS]), bits_per_byte(MODEL, VOCABULARY, TEXTS)
+    assert text.score(MODEL).to_json() == text.score(MODEL).to_json() == whole.to_json()
+    assert (text.documents, text.bytes) == (whole.documents, whole.total.bytes)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_processes_that_share_a_text_all_get_the_whole_in_equally_many_passes(processes: int) -> None:
+    """Threads stand for processes; a barrier that not all reach would break."""
+    text, whole = CutText(MODEL, VOCABULARY, TEXTS), bits_per_byte(MODEL, VOCABULARY, TEXTS)
+    passes, parts, barrier = [0] * processes, [np.zeros(1)] * processes, threading.Barrier(processes, timeout=30)
+    models = [tiny.llama(VOCABULARY.size + 5).eval() for _ in range(processes)]
+    found: dict[int, Any] = {}
+
+    def work(process: int) -> None:
+        def forward(*_: Any) -> None:
+            passes[process] += 1
+
+        def add(sums: Any) -> Any:
+            parts[process] = sums
+            barrier.wait()
+            return np.sum(parts, axis=0)
+
+        with models[process].register_forward_hook(forward):
+            share = Share(process, processes, add)
+            found[process] = text.score(models[process], batch_size=1, share=share)
+
+    threads = [threading.Thread(target=work, args=(process,)) for process in range(processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert passes == [-(-len(TEXTS) // processes)] * processes
+    for process in range(processes):
+        assert found[process].bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-6)
+        assert found[process].to_json() | {"bits_per_byte": 0, "classes": 0} == (
+            whole.to_json() | {"bits_per_byte": 0, "classes": 0}
+        )
+
+
+def test_every_part_of_a_model_is_left_in_the_mode_it_came_in() -> None:
+    model = tiny.llama(VOCABULARY.size).train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    CutText(model, VOCABULARY, TEXTS).score(model)
+    bits_per_byte(model, VOCABULARY, TEXTS)
+    assert [module.training for module in model.modules()] == before
+    assert any(before)
+    assert not all(before)
+
+
+def test_text_that_nothing_predicts_is_refused() -> None:
+    bare = tiny.packed(bos=False)
+    model = tiny.llama(bare.size)
+    if bare.bos_id is None:
+        with pytest.raises(XTokenError, match="nothing predicts the first token"):
+            CutText(model, bare, ["7"])
+    with pytest.raises(XTokenError, match="every document is empty"):
+        CutText(model, bare, ["", ""])

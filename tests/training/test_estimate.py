@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Mapping
@@ -114,15 +115,16 @@ def test_the_peak_is_the_one_that_is_measured(tmp_path: Path, micro: int, checkp
 
 def allocated(file: Path, raw: dict[str, Any], student: LoadedModel, teacher: LoadedModel, texts: list[str]) -> int:
     """The most bytes that a run had allocated at once over those at its start."""
+    gc.collect()  # what earlier runs left would be let go in the middle of this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         result = distil(raw, student=student, teachers=[teacher], texts=texts, quiet=True)
     assert result.data.student_tokens > 240 * len(texts)
     record.export_chrome_trace(str(file))
     now = most = 0
-    for event in json.loads(file.read_text())["traceEvents"]:
-        if event.get("name") == "[memory]":
-            now += event["args"]["Bytes"]
-            most = max(most, now)
+    events = [event for event in json.loads(file.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    for event in sorted(events, key=lambda event: float(event["ts"])):
+        now += event["args"]["Bytes"]
+        most = max(most, now)
     return most
 
 
@@ -135,17 +137,6 @@ def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:
         model(torch.zeros(1, tokens, dtype=torch.int64)).logits.sum().backward()
     expected = found["student, weights"] + found["student, head"] + 2 * found["student, attention"]
     assert counter.get_total_flops() == tokens * expected
-
-
-def test_a_second_walk_for_dynamic_scaling_costs_a_product_of_each_head(tmp_path: Path) -> None:
-    def heads(kd_weight: Any, context: int) -> list[float]:
-        found = by_name(of(tmp_path, loss={"kd_weight": kd_weight}, data={"context_length": context}).flops)
-        return [found["student, head"], found["teacher, head"]]
-
-    assert heads(1.0, 128) == [2 * 64_000 * 3, 2 * 96_000]
-    assert heads("dynamic", 128) == heads(1.0, 128)  # a short batch is walked once
-    found = by_name(of(tmp_path, student=small(tmp_path, "wide", vocab_size=1_000_000)).flops)
-    assert [found["student, head"], found["teacher, head"]] == [2 * 64_000_000 * 4, 2 * 2 * 96_000]
 
 
 def test_figures_add_up_and_say_how(tmp_path: Path) -> None:

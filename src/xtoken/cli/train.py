@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xtoken.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED, err, out, reports_errors
+from xtoken.cli.console import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_TERMINATED, err, out, reports_errors
 
 if TYPE_CHECKING:
     from xtoken.training import RunResult
@@ -108,6 +108,8 @@ def train_command(
         err().print(f"go on with: {shlex.join(again)}", soft_wrap=True)
         raise typer.Exit(EXIT_TERMINATED if result.stop_signal == signal.SIGTERM else EXIT_INTERRUPTED)
     _summarise(result)
+    if result.push_failed:  # the log has said why, and what to do
+        raise typer.Exit(EXIT_MISTAKE)
 
 
 def _refuse(why: str, options: Mapping[str, object]) -> None:
@@ -141,6 +143,13 @@ def _summarise(result: RunResult) -> None:
     for w in result.projections:
         lines.append(f"W of {w.teacher}: {w.drift:.2%} of the mass of its {w.rows:,} learnable rows moved; {w.file}")
         lines += [f"  {line}" for line in w.moved]
+    if result.held_out is not None:
+        figures = {each.step: each.bits_per_byte for each in result.evaluations}
+        shown = [f"{figures[step]:.4f} after step {step:,}" for step in (0, result.student_step) if step in figures]
+        documents = f"{result.held_out.text.documents:,} held-out documents"
+        lines.append(f"bits per byte on {documents}: {', '.join(shown)}")
+    if result.pushed_to is not None:
+        lines.append(f"pushed to {result.pushed_to}")
     if result.data.truncated:
         lines.append(f"{result.data.truncated:,} of {result.data.documents:,} documents were cut to the context")
     for line in lines:

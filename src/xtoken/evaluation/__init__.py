@@ -1,5 +1,5 @@
 """Measuring models: figures that compare across tokenizers."""
 
-from xtoken.evaluation.bits_per_byte import BitsPerByte, Score, bits_per_byte
+from xtoken.evaluation.bits_per_byte import BitsPerByte, CutText, Score, Share, bits_per_byte
 
-__all__ = ["BitsPerByte", "Score", "bits_per_byte"]
+__all__ = ["BitsPerByte", "CutText", "Score", "Share", "bits_per_byte"]

@@ -12,7 +12,8 @@ counted. The end-of-document token has no bytes and is not scored.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,9 +30,10 @@ from xtoken.teachers.signal import flat_log_probs
 from xtoken.tokens import Vocabulary
 from xtoken.tokens.classes import CLASSES, NUMERALS, token_classes
 
-__all__ = ["BitsPerByte", "Score", "bits_per_byte"]
+__all__ = ["BitsPerByte", "CutText", "Score", "Share", "bits_per_byte"]
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 NUMERALS_NAME = "numerals"
 # A window starts half a context after the one before, so that every token but a document's first ones sees at least
@@ -135,34 +137,128 @@ def bits_per_byte(
     """
     check_head(model, vocabulary.size, "the model")
     context = _context(model, vocabulary, context_length)
-    sums = _Sums(vocabulary)
-    was_training = model.training
+    sums = _Sums(_classes_of(vocabulary))
+    with _evaluating(model):
+        _score_all(model, vocabulary, _windows(vocabulary, texts, context, sums, progress), sums, batch_size, Share())
+    _check_text(sums.documents)
+    return sums.result()
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part in scoring a text that several score together.
+
+    Attributes:
+        process: its number, from 0.
+        processes: how many there are. Each makes as many forward passes as any other, so that a model whose weights
+            are spread over them can be scored.
+        add: adds up an array of float64 over all of them.
+    """
+
+    process: int = 0
+    processes: int = 1
+    add: Callable[[Floats], Floats] = lambda sums: sums
+
+
+class CutText:
+    """Documents that are encoded once, to be scored again and again.
+
+    Args:
+        model: of the kind that is to be scored; it says how long a window may be.
+        vocabulary: its tokenizer.
+        texts: documents; one without text is skipped.
+        context_length: tokens in a window, as for `bits_per_byte`.
+
+    Attributes:
+        documents: how many had text.
+        bytes: of text that is scored.
+
+    Raises:
+        XTokenError: no text, or none that anything predicts; a context that is too short or longer than the model's.
+    """
+
+    def __init__(
+        self, model: Any, vocabulary: Vocabulary, texts: Iterable[str], *, context_length: int | None = None
+    ) -> None:
+        context = _context(model, vocabulary, context_length)
+        self._vocabulary, self._class_of = vocabulary, _classes_of(vocabulary)
+        sums = _Sums(self._class_of)
+        self._windows = tuple(_windows(vocabulary, texts, context, sums, progress=False))
+        self.documents, self._unscored_bytes = sums.documents, sums.unscored_bytes
+        self.bytes = sum(int(window.widths.sum()) for window in self._windows)
+        _check_text(self.documents)
+        if not self.bytes:
+            raise XTokenError("there is no text to score: nothing predicts the first token, and no document has more")
+
+    def score(self, model: Any, *, batch_size: int = 8, share: Share | None = None) -> BitsPerByte:
+        """Scores the documents with a causal LM, on the device it is on.
+
+        Args:
+            model: a Hugging Face causal LM; every part of it is left in the mode it came in.
+            batch_size: windows in a forward pass, as for `bits_per_byte`.
+            share: this process's part, where several score together; all get the result of the whole.
+        """
+        sums, share = _Sums(self._class_of), share or Share()
+        sums.documents, sums.unscored_bytes = self.documents, self._unscored_bytes
+        with _evaluating(model):
+            _score_all(model, self._vocabulary, iter(self._windows), sums, batch_size, share)
+        sums.add_over(share)
+        return sums.result()
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients. A model may train with parts in evaluation mode, so each is put back."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        windows = _windows(vocabulary, texts, context, sums, progress)
-        while group := list(islice(windows, batch_size * _BATCHES_SORTED)):
-            group.sort(key=lambda window: len(window.ids))  # neighbours of one length waste no padding
-            for batch in _passes(group, batch_size, _LOGITS_A_PASS // vocabulary.size):
-                with torch.no_grad():
-                    _score(model, vocabulary, batch, sums)
+        with torch.no_grad():
+            yield
     finally:
-        model.train(was_training)
-    if not sums.documents:
+        for module, was_training in modes:
+            module.training = was_training
+
+
+def _check_text(documents: int) -> None:
+    if not documents:
         raise XTokenError("there is no text to score: every document is empty")
-    return sums.result()
+
+
+def _score_all(
+    model: Any, vocabulary: Vocabulary, windows: Iterator[_Window], sums: _Sums, batch_size: int, share: Share
+) -> None:
+    """Deals the forward passes out in turn; a process without one in the last round makes one that does not count."""
+    while group := list(islice(windows, batch_size * _BATCHES_SORTED * share.processes)):
+        group.sort(key=lambda window: len(window.ids))  # neighbours of one length waste no padding
+        passes = list(_passes(group, batch_size, _LOGITS_A_PASS // vocabulary.size))
+        for start in range(0, len(passes), share.processes):
+            number = start + share.process
+            if number < len(passes):
+                _score(model, vocabulary, passes[number], sums)
+            else:
+                _score(model, vocabulary, passes[0], _Sums(sums.class_of))
+
+
+def _classes_of(vocabulary: Vocabulary) -> Ints:
+    """The number of each token's class, int64 [V]."""
+    number = {name: n for n, name in enumerate(CLASSES)}
+    # A special token spells no bytes; an unknown one stands for some all the same, and is the last class.
+    return np.array([len(CLASSES) if name is None else number[name] for name in token_classes(vocabulary)], np.int64)
 
 
 class _Sums:
     """Tokens, bytes and nats by class of token."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        number = {name: n for n, name in enumerate(CLASSES)}
-        classes = token_classes(vocabulary)
-        # A special token spells no bytes; an unknown one stands for some all the same, and is the last class.
-        self.class_of = np.array([len(CLASSES) if name is None else number[name] for name in classes], np.int64)
+    def __init__(self, class_of: Ints) -> None:
+        self.class_of = class_of
         self.tokens, self.bytes = np.zeros(len(CLASSES) + 1, np.int64), np.zeros(len(CLASSES) + 1, np.int64)
         self.nats = np.zeros(len(CLASSES) + 1)
         self.documents = self.unscored_bytes = 0
+
+    def add_over(self, share: Share) -> None:
+        """Makes the sums those of all processes; float64 counts exactly up to 2**53."""
+        self.nats, tokens, widths = share.add(np.stack([self.nats, self.tokens, self.bytes]))
+        self.tokens, self.bytes = tokens.astype(np.int64), widths.astype(np.int64)
 
     def add(self, ids: Ints, widths: Ints, nats: NDArray[np.float64]) -> None:
         classes = self.class_of[ids]

@@ -18,7 +18,6 @@ from xtoken.errors import XTokenError
 from xtoken.losses import ChunkIndex, LossTerm
 from xtoken.teachers.causal import HiddenReader, causal_logits
 from xtoken.teachers.head import Head
-from xtoken.teachers.sharding import shard
 from xtoken.teachers.signal import HeadSignal, LogitSignal, TeacherSignal, WholeSignal
 
 __all__ = ["DistillationLoss", "OnlineTeacher", "check_head"]
@@ -73,12 +72,8 @@ class OnlineTeacher:
         self._copied_head: Head | None = None
 
     def to(self, device: torch.device | str) -> OnlineTeacher:
-        """Moves the model and what the loss holds, and shards what is to be sharded.
-
-        A model that was placed, by hand or accelerate, stays where it is.
-        """
-        is_there = self.is_placed or getattr(self.model, "hf_device_map", None) is not None
-        if not is_there and not (self.sharded and shard(self.model, torch.device(device))):
+        """Moves the model and what the loss holds; a model that was placed, by hand or accelerate, stays there."""
+        if not self.is_placed and getattr(self.model, "hf_device_map", None) is None:
             self.model.to(device)
         if isinstance(self.loss, nn.Module):
             self.loss.to(device)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from xtoken.config import OptimConfig, RunConfig
+from xtoken.config import OptimConfig, RunConfig, flat_settings
 from xtoken.errors import XTokenError
 from xtoken.training.packages import check_settings_can_run
 
@@ -39,7 +39,7 @@ def check_arguments(config: RunConfig) -> None:
     _batches(config.optim)
 
 
-def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bool) -> Any:
+def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bool, keeps_best: bool = False) -> Any:
     """`TrainingArguments` for a run: unless told otherwise bf16 autocast on a GPU that has it, float32 elsewhere.
 
     Args:
@@ -47,19 +47,20 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
         folder: for checkpoints and metrics.
         saves: whether to write checkpoints.
         quiet: whether to leave out the progress bar.
+        keeps_best: whether one checkpoint more is kept, the best on held-out text.
 
     Raises:
         XTokenError: a batch that does not divide evenly; the Trainer counts other processes than the launcher started.
     """
-    from transformers import TrainingArguments
+    from xtoken.training.tracked import TrackedArguments
 
     optim, output, on_gpu = config.optim, config.output, torch.cuda.is_available()
     micro, accumulation = _batches(optim)
     bf16 = _uses_bf16(config)
     # Newer releases call it activation checkpointing.
-    fields = TrainingArguments.__dataclass_fields__
+    fields = TrackedArguments.__dataclass_fields__
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
-    arguments = TrainingArguments(
+    arguments = TrackedArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
         per_device_train_batch_size=micro,
@@ -76,7 +77,8 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
         logging_nan_inf_filter=False,  # it waits for the device at every micro-batch, and hides what it finds
         save_strategy="steps" if saves else "no",
         save_steps=output.save_every,
-        save_total_limit=output.keep_checkpoints,
+        # The best is kept beside the newest; and with a limit of 1 the Trainer would delete the newest in its favour.
+        save_total_limit=output.keep_checkpoints + keeps_best,
         report_to=output.trackers or "none",
         disable_tqdm=quiet,
         dataloader_pin_memory=on_gpu,
@@ -85,6 +87,7 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
     _check_processes(arguments.world_size)
     if any(teacher.device_map is not None for teacher in config.teachers):
         arguments._n_gpu = min(1, arguments.n_gpu)  # the others are the teachers', not for data parallelism
+    arguments.run_settings = dict(flat_settings(config))
     return arguments
 
 

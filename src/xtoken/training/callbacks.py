@@ -24,6 +24,7 @@ METRICS_FILE = "metrics.jsonl"
 # transformers saves its arguments as a pickle beside every checkpoint, and nothing reads it. What resuming needs
 # (optimizer.pt, scheduler.pt, rng_state.pth) is a pickle of torch's as well, and stays.
 _PICKLED_ARGUMENTS = "training_args.bin"
+_EVAL = "eval_"
 _STDERR = 2
 _STOPPING = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -31,6 +32,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class JsonLines(TrainerCallback):
     """Writes what is logged as one JSON object a line, to `metrics.jsonl` in the output folder.
+
+    The Trainer's `eval_X` stands there as `eval/X`, as the trackers have it.
 
     A run that resumes first drops the lines past its checkpoint, so that each step stands there once. What is not
     finite is null: JSON has no NaN.
@@ -44,9 +47,14 @@ class JsonLines(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         is_summary = logs is None or "train_runtime" in logs
         if state.is_world_process_zero and not is_summary:
-            line = {"step": state.global_step, **{name: _json_number(value) for name, value in (logs or {}).items()}}
+            shown = {_shown(name): _json_number(value) for name, value in (logs or {}).items()}
+            line = {"step": state.global_step, **shown}
             with _metrics_file(args).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _shown(name: str) -> str:
+    return f"eval/{name.removeprefix(_EVAL)}" if name.startswith(_EVAL) else name
 
 
 def _json_number(value: Any) -> Any:

@@ -274,13 +274,6 @@ class _Run:
         """Tokens of a micro-batch."""
         return self.documents * self.tokens
 
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether the teachers' factor is known only after the losses."""
-        asked = self.config.loss.kd_weight
-        names = {teacher.loss for teacher in self.config.teachers}
-        return bool(names) and (asked == "dynamic" or (asked == "auto" and names != {"path-kl"}))
-
 
 def _teacher(
     settings: TeacherConfig, number: int, tokens: int, documents: int, machine: Machine, models: _Models
@@ -338,12 +331,10 @@ def _flops(run: _Run) -> Iterator[Figure]:
     times = f"{passes} passes (forward, {'recomputed, ' if again else ''}backward twice)"
     yield Figure("student, weights", 2 * passes * shape.matrices, f"2 x {_billions(shape.matrices)} weights x {times}")
     yield _attention("student", shape, run.tokens, passes, times)
-    walks = 2 if run.is_dynamic and not _fits_at_once(run) else 1
-    how = "once" if walks == 1 else "twice, for dynamic scaling"
     yield Figure(
         "student, head",
-        2 * shape.head * (walks + 2),
-        f"2 x {_billions(shape.head)} weights x {walks + 2} products (logits {how}, and two gradients)",
+        2 * shape.head * 3,
+        f"2 x {_billions(shape.head)} weights x 3 products (logits, and two gradients)",
     )
     for teacher in run.teachers:
         share = teacher.tokens / run.tokens
@@ -352,9 +343,7 @@ def _flops(run: _Run) -> Iterator[Figure]:
             f"{teacher.name}, weights", 2 * one.matrices * share, f"2 x {_billions(one.matrices)} weights, forward"
         )
         yield _attention(teacher.name, one, teacher.tokens, share, "forward")
-        yield Figure(
-            f"{teacher.name}, head", 2 * one.head * walks * share, f"2 x {_billions(one.head)} weights, logits {how}"
-        )
+        yield Figure(f"{teacher.name}, head", 2 * one.head * share, f"2 x {_billions(one.head)} weights, logits")
 
 
 def _attention(name: str, shape: ModelShape, tokens: int, passes: float, times: str) -> Figure:
@@ -362,12 +351,6 @@ def _attention(name: str, shape: ModelShape, tokens: int, passes: float, times: 
     width = shape.attention_width
     source = f"2 products x 2 x {tokens:,} / 2 tokens before x {width:,} (heads over layers), {times}"
     return Figure(f"{name}, attention", 2 * tokens * width * passes, source)
-
-
-def _fits_at_once(run: _Run) -> bool:
-    """Whether one walk over the losses is enough under dynamic scaling, as `losses_from_hidden` decides it."""
-    widths = sum(teacher.shape.head_rows for teacher in run.teachers)
-    return run.rows * ((2 + len(run.teachers)) * run.shape.head_rows + widths) <= _HEAD_ELEMENTS
 
 
 def _plan(run: _Run, gpus: int, sharded: bool, flops: float, tokens: int) -> Plan:
@@ -458,8 +441,6 @@ def _block_buffers(run: _Run) -> tuple[float, str]:
     blocks = 4 * rows * (own + sum(widths))
     products = [own if run.autocast else 0, *(t.shape.head_rows for t in run.teachers if _BYTES[t.dtype] == 2)]
     halves = 2 * rows * max(products)
-    if run.is_dynamic and _fits_at_once(run):
-        blocks += 4 * rows * own * (1 + len(widths))
     buffers = _STEP_BUFFERS * 4 * min(step, run.rows) * widest
     weight = 4 * run.shape.head + (2 * run.shape.head if run.autocast else 0)
     hidden = (4 + (2 if run.autocast else 0)) * run.rows * run.shape.hidden
@@ -471,8 +452,9 @@ def _block_buffers(run: _Run) -> tuple[float, str]:
 
 
 def _logits(run: _Run) -> float:
-    """The student's logits and a gradient for cross-entropy and each teacher, float32 [tokens, vocabulary]."""
-    return 4 * (2 + len(run.teachers)) * run.rows * run.shape.head_rows
+    """The student's logits, the gradients of cross-entropy and of the teachers together, and that of one teacher more
+    where there are several; float32 [tokens, vocabulary]."""
+    return 4 * (2 + min(2, len(run.teachers))) * run.rows * run.shape.head_rows
 
 
 def _logit_buffers(run: _Run) -> tuple[float, str]:

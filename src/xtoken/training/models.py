@@ -61,7 +61,7 @@ class LoadedModel:
 def load_model(
     path_or_id: str,
     *,
-    who: str,
+    who: str = "model",
     revision: str | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from xtoken.config import RunConfig
+from xtoken.config import RunConfig, flat, flat_settings
 from xtoken.errors import XTokenError
 from xtoken.files import write_whole
 from xtoken.training.callbacks import METRICS_FILE
+from xtoken.training.card import CARD_FILE, is_own_card
 
 __all__ = ["check_same_run", "claim_folder", "clear_folder", "describe_run", "last_checkpoint", "save_student"]
 
@@ -28,7 +29,7 @@ RUN_FILE = "xtoken_run.json"
 COPIED = "copied_files"  # the key in RUN_FILE
 _CHECKPOINT = "checkpoint-"
 # Written last of all in a checkpoint, so one that has it whole is whole.
-_TRAINER_STATE = "trainer_state.json"
+TRAINER_STATE = "trainer_state.json"
 # What says that a run was here, and what --overwrite removes.
 _TRACES = (
     CONFIG_FILE,
@@ -41,8 +42,8 @@ _TRACES = (
     "adapter_config.json",
     "adapter_model.safetensors",
 )
-# May change on the way. The data has a key of its own. Another number of steps stretches the schedule, and another
-# micro-batch changes the factors of dynamic scaling: whoever changes them on the way asks for that.
+# May change on the way. The data and the held-out text have keys of their own. Another number of steps stretches the
+# schedule, and another micro-batch changes the factors of dynamic scaling: whoever changes them asks for that.
 _FREE = (
     "output",
     "data.files",
@@ -51,6 +52,7 @@ _FREE = (
     "optim.micro_batch_size",
     "optim.gradient_checkpointing",
     "optim.compile",
+    "eval",
 )
 
 
@@ -92,7 +94,8 @@ def _is_run(folder: Path) -> bool:
 
 def clear_folder(folder: Path) -> None:
     """Removes a run and nothing else; to be called when nothing can go wrong any more before the new one."""
-    for trace in [*_traces(folder), *_copied(folder)]:
+    card = [folder / CARD_FILE] if is_own_card(folder / CARD_FILE) else []
+    for trace in [*_traces(folder), *_copied(folder), *card]:
         if trace.is_dir():
             shutil.rmtree(trace)
         else:
@@ -116,7 +119,7 @@ def _copied(folder: Path) -> list[Path]:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the latest step that was written to its end."""
-    whole = [path.parent for path in folder.glob(f"{_CHECKPOINT}*/{_TRAINER_STATE}") if _is_json(path)]
+    whole = [path.parent for path in folder.glob(f"{_CHECKPOINT}*/{TRAINER_STATE}") if _is_json(path)]
     numbered = [path for path in whole if path.name.removeprefix(_CHECKPOINT).isdigit()]
     return max(numbered, key=checkpoint_step, default=None)
 
@@ -124,9 +127,15 @@ def last_checkpoint(folder: Path) -> Path | None:
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):
         return False
     return True
+
+
+def checkpoint_of(folder: Path, step: int) -> Path | None:
+    """The checkpoint of a step; None where it is missing or was not written to its end."""
+    checkpoint = folder / f"{_CHECKPOINT}{step}"
+    return checkpoint if _is_json(checkpoint / TRAINER_STATE) else None
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -147,8 +156,14 @@ def describe_run(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> N
     write_whole(folder / RUN_FILE, json.dumps(facts, indent=2) + "\n")
 
 
-def check_same_run(folder: Path, config: RunConfig, data_key: str) -> None:
-    """Refuses to go on with a run under other settings, or on other data.
+def check_same_run(folder: Path, config: RunConfig, data_key: str, held_out_key: str | None = None) -> None:
+    """Refuses to go on with a run under other settings, on other data, or with another text held out.
+
+    Args:
+        folder: the output folder.
+        config: with every choice made.
+        data_key: of the prepared data.
+        held_out_key: of the held-out text; None where nothing is evaluated.
 
     Raises:
         XTokenError: what changed, with both values.
@@ -156,7 +171,7 @@ def check_same_run(folder: Path, config: RunConfig, data_key: str) -> None:
     if not _is_run(folder):  # the folder was empty, or `claim_folder` would have refused it
         return
     before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    old, new = dict(_flat(before)), dict(_flat(config.model_dump(exclude_none=True)))
+    old, new = dict(flat(before)), dict(flat_settings(config))
     changed = [key for key in {**old, **new} if not key.startswith(_FREE) and old.get(key) != new.get(key)]
     facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     if changed:
@@ -169,26 +184,25 @@ def check_same_run(folder: Path, config: RunConfig, data_key: str) -> None:
             f"the run in {folder} was started on other data: the files changed since (or a tokenizer did), so the "
             "steps done would not be those skipped. Restore them, or start anew with --overwrite."
         )
+    evaluated_on = facts.get("held_out")
+    if evaluated_on is not None and held_out_key != evaluated_on:
+        raise XTokenError(
+            f"the run in {folder} is evaluated on other held-out text, or in another eval.context_length, so its best "
+            "figure so far would not compare. Restore the eval section and its files, or start anew with --overwrite."
+        )
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted keys."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if inner is None:
-        yield prefix, value
-    else:
-        for key, item in inner:
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-
-
-def save_student(model: Any, folder: Path, tokenizer_files: Sequence[Path]) -> None:
+def save_student(
+    model: Any, folder: Path, tokenizer_files: Sequence[Path], weights: Mapping[str, Any] | None = None
+) -> None:
     """Saves a model folder that plain transformers loads: safetensors, config, and the tokenizer's own files.
 
     Args:
         model: a Hugging Face model, or a `peft.PeftModel`, of which the adapter is saved.
         folder: where to.
         tokenizer_files: copied as they are.
+        weights: whole, of a model that is sharded over processes; None for its own.
     """
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **({} if weights is None else {"state_dict": dict(weights)}))
     for file in tokenizer_files:
         shutil.copy(file, folder / file.name)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from xtoken.config import DataConfig, RunConfig, StudentConfig, TeacherConfig
+from xtoken.config import DataConfig, RunConfig, StudentConfig, TeacherConfig, parse_config
 from xtoken.errors import XTokenError
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.tokens import Vocabulary
@@ -22,7 +22,7 @@ from xtoken.training.data import Side, side_key
 from xtoken.training.models import LoadedModel, load_model, max_positions
 from xtoken.training.objectives import Objective, make_objective
 
-__all__ = ["Participants", "Teacher", "gather"]
+__all__ = ["Participants", "Teacher", "gather", "load_teacher"]
 
 log = logging.getLogger(__name__)
 
@@ -105,11 +105,35 @@ def gather(
     given = iter(teachers)
     settled = []
     for number, settings in enumerate(config.teachers):
-        loaded = next(given) if settings.model is None else _load_teacher(settings, number)
+        loaded = next(given) if settings.model is None else _load_teacher(settings, f"teachers.{number}")
         settled.append(_settle(settings, number, loaded, learner.vocabulary, data, cache))
     loss = config.loss.model_copy(update={"kd_weight": _kd_weight(config.loss.kd_weight, settled)})
     chosen = config.model_copy(update={"data": data, "teachers": [t.config for t in settled], "loss": loss})
     return Participants(learner, tuple(settled), chosen)
+
+
+def load_teacher(
+    model: str | LoadedModel, student: LoadedModel, *, cache: Path | None = None, **settings: Any
+) -> Teacher:
+    """One teacher for a student, as the `teachers` of a config have it, to be handed to `prepare` and a trainer.
+
+    Args:
+        model: a model folder, a hub id, or a loaded model.
+        student: whom it is to teach.
+        cache: the folder that keeps W; None builds it anew.
+        settings: as of an entry of `teachers`: loss (`auto` by default), weight, temperature and so on.
+
+    Returns:
+        The teacher: its `side` is what `prepare` needs, its `online()` what `XTokenTrainer` does.
+
+    Raises:
+        XTokenError: no model there; an unknown setting, or one that does not fit the loss; a context longer than the
+            model's positions.
+    """
+    given = {} if isinstance(model, LoadedModel) else {"model": model}
+    (asked,) = parse_config({"teachers": [{**given, **settings}]}, where=f"teacher {given.get('model', '')}").teachers
+    loaded = model if isinstance(model, LoadedModel) else _load_teacher(asked, "teacher")
+    return _settle(asked, 0, loaded, student.vocabulary, DataConfig(), cache)
 
 
 def _kd_weight(asked: float | Literal["auto", "dynamic"], teachers: Sequence[Teacher]) -> float | Literal["dynamic"]:
@@ -131,12 +155,12 @@ def _student(settings: StudentConfig, given: LoadedModel | None) -> LoadedModel:
     return load_model(settings.model, who="student", dtype=dtype, **_source(settings))
 
 
-def _load_teacher(settings: TeacherConfig, number: int) -> LoadedModel:
+def _load_teacher(settings: TeacherConfig, who: str) -> LoadedModel:
     auto = "bfloat16" if torch.cuda.is_available() else "float32"
     dtype = auto if settings.dtype == "auto" else settings.dtype
     return load_model(
         str(settings.model),
-        who=f"teachers.{number}",
+        who=who,
         dtype=dtype,
         quantization=settings.quantization,
         device_map=settings.device_map,

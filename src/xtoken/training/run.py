@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xtoken.config import DataConfig, LossConfig, RunConfig, parse_config
+from xtoken.config import DataConfig, EvalConfig, LossConfig, RunConfig, parse_config
 from xtoken.errors import XTokenError
 from xtoken.losses import PKL
 from xtoken.teachers.causal import packs_apart
@@ -27,13 +28,17 @@ from xtoken.teachers.confidence import Adaptive
 from xtoken.training.adapters import add_lora, finished
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_interrupt
+from xtoken.training.card import model_card, write_card
 from xtoken.training.compiling import compiled
 from xtoken.training.data import DataReport, PreparedData, Side, prepare, side_key
+from xtoken.training.hub import check_push, push_folder
 from xtoken.training.learnable import LearntProjection, conclude, projection_file
 from xtoken.training.models import LoadedModel, no_library_bars
 from xtoken.training.output import (
     COPIED,
+    TRAINER_STATE,
     check_same_run,
+    checkpoint_of,
     checkpoint_step,
     claim_folder,
     clear_folder,
@@ -44,6 +49,9 @@ from xtoken.training.output import (
 from xtoken.training.packing import PackedData
 from xtoken.training.participants import Participants, gather
 from xtoken.training.texts import TextSource, texts_from_dataset, texts_from_files, texts_from_list
+
+if TYPE_CHECKING:
+    from xtoken.training.evaluate import Evaluation, HeldOut
 
 __all__ = ["RunResult", "TeacherChoice", "cache_folder", "distil"]
 
@@ -77,6 +85,13 @@ class RunResult:
         seconds: of training, loading and alignment not counted.
         projections: the learnable Ws as they came out.
         stop_signal: the number of the signal that interrupted it; None where none did.
+        seconds: of training and evaluation; loading and alignment are not counted.
+        held_out: what the student was evaluated on; None where it was not.
+        evaluations: its bits per byte there, in order of steps.
+        best_step: the step with the lowest of them that a checkpoint is kept of.
+        student_step: the step that `student` is of: the best one, or the last.
+        pushed_to: the address of the repository it was uploaded to; known to the first process alone.
+        push_failed: whether it should have been uploaded by this process, and was not.
     """
 
     student: Any
@@ -90,6 +105,12 @@ class RunResult:
     seconds: float
     projections: tuple[LearntProjection, ...] = ()
     stop_signal: int | None = None
+    held_out: HeldOut | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    best_step: int | None = None
+    student_step: int = 0
+    pushed_to: str | None = None
+    push_failed: bool = False
 
 
 def distil(
@@ -98,6 +119,7 @@ def distil(
     student: LoadedModel | None = None,
     teachers: Sequence[LoadedModel] = (),
     texts: Sequence[str] | None = None,
+    eval_texts: Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -109,6 +131,7 @@ def distil(
         student: a loaded student, trained in place; then the config names none.
         teachers: loaded teachers, in order, for those entries of `config.teachers` that name no model.
         texts: documents in memory; then the config names no data.
+        eval_texts: held-out documents in memory; then the config names none.
         resume: go on from the last checkpoint in the output folder, or begin where there is none.
         overwrite: replace the run in the output folder.
         quiet: no progress bars.
@@ -122,13 +145,17 @@ def distil(
     """
     config = config if isinstance(config, RunConfig) else parse_config(config)
     source = _source(config.data, texts)
+    held_out_source = _held_out_source(config, eval_texts)
     check_arguments(config)
+    if config.output.push_to_hub is not None:
+        check_push(config.output.push_to_hub)
     folder = _folder(config, resume=resume, overwrite=overwrite)
     cache = cache_folder()
     with no_library_bars() if quiet else nullcontext():
         participants = gather(config, student, teachers, cache)
+    held_out = _held_out(held_out_source, source, participants)
     data = _packed(_data(source, participants, cache, progress=not quiet), participants)
-    return _Run(participants, data, folder, quiet).go(resume=resume, overwrite=overwrite)
+    return _Run(participants, data, folder, quiet, held_out).go(resume=resume, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -139,12 +166,14 @@ class _Run:
     data: PreparedData | PackedData
     folder: Path | None
     quiet: bool
+    held_out: HeldOut | None = None
 
     def go(self, *, resume: bool, overwrite: bool) -> RunResult:
         """Settles where to begin, and trains."""
         checkpoint = None
         if self.folder is not None and resume:
-            check_same_run(self.folder, self.participants.config, self.data.key)
+            held_out_key = None if self.held_out is None else self.held_out.key
+            check_same_run(self.folder, self.participants.config, self.data.key, held_out_key)
             checkpoint = last_checkpoint(self.folder)
             log.info("going on from %s" if checkpoint else "nothing to go on from in %s", checkpoint or self.folder)
         with ExitStack() as stack:
@@ -172,19 +201,31 @@ class _Run:
         if checkpoint is not None and checkpoint_step(checkpoint) >= steps:  # the Trainer would make one step more
             log.info("the run is at step %d of %d already", checkpoint_step(checkpoint), steps)
             trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = trainer.state.load_from_json(str(checkpoint / TRAINER_STATE))
             done = checkpoint_step(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             done = int(trainer.state.global_step)
         interrupted, seconds = stop.asked and done < steps, time.perf_counter() - began
-        files, model = self.participants.student.tokenizer_files, trainer.accelerator.unwrap_model(trainer.model)
+        trainer.accelerator.wait_for_everyone()  # the checkpoints are written
+        best = self.best_checkpoint(trainer)
+        student_step = done
+        if best is not None and not interrupted and self.participants.config.eval.saves_best:
+            student_step = checkpoint_step(best)
+            if student_step != done:
+                log.info("the student saved is that of step %d, the best on held-out text", student_step)
+                trainer._load_from_checkpoint(str(best))
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        # Gathered by all processes together, whichever writes it.
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded and not interrupted else None
         if not interrupted:
             model = finished(model, self.participants.config.student.lora)
         if self.folder is not None and not interrupted and trainer.is_world_process_zero():
-            save_student(model, self.folder, files)
+            save_student(model, self.folder, self.participants.student.tokenizer_files, weights)
         projections = self.projections(done, saves=not interrupted and trainer.is_world_process_zero())
         trainer.accelerator.wait_for_everyone()
-        return RunResult(
+        result = RunResult(
             student=model,
             folder=self.folder,
             steps=done,
@@ -196,7 +237,50 @@ class _Run:
             seconds=seconds,
             projections=projections,
             stop_signal=stop.signal if interrupted else None,
+            held_out=self.held_out,
+            evaluations=self.evaluations(trainer),
+            best_step=None if best is None else checkpoint_step(best),
+            student_step=student_step,
         )
+        if self.folder is None or interrupted or not trainer.is_world_process_zero():
+            return result
+        write_card(self.folder, model_card(self.participants.config, result, _versions()))
+        address = self.push(self.folder)
+        is_asked = self.participants.config.output.push_to_hub is not None
+        return replace(result, pushed_to=address, push_failed=is_asked and address is None)
+
+    def push(self, folder: Path) -> str | None:
+        """Uploads the finished run where that is asked for; a failure is told and loses nothing."""
+        output = self.participants.config.output
+        if output.push_to_hub is None:
+            return None
+        try:
+            return push_folder(folder, output.push_to_hub, private=output.private)
+        except XTokenError as error:
+            again = ["xtoken", "push", str(folder), output.push_to_hub, *(["--private"] if output.private else [])]
+            log.error("%s. The student is whole in %s; push it later by: %s", error, folder, shlex.join(again))
+            return None
+
+    def best_checkpoint(self, trainer: Any) -> Path | None:
+        """The checkpoint with the lowest bits per byte; None where none is kept, or it was removed."""
+        step = trainer.state.best_global_step
+        if self.folder is None or self.held_out is None or not step:
+            return None
+        checkpoint = checkpoint_of(self.folder, int(step))
+        if checkpoint is None:
+            log.warning("the best checkpoint, of step %d, is not in %s any more", step, self.folder)
+        return checkpoint
+
+    def evaluations(self, trainer: Any) -> tuple[Evaluation, ...]:
+        """The figures so far; a student that did not get better is told."""
+        from xtoken.training.evaluate import evaluations
+
+        found = evaluations(trainer.state.log_history)
+        before = [each.bits_per_byte for each in found if each.step == 0]
+        after = [each.bits_per_byte for each in found if each.step > 0]
+        if before and after and not min(after) < before[0]:
+            log.warning("bits per byte on held-out text never fell below the %.4f before training", before[0])
+        return found
 
     def projections(self, steps: int, *, saves: bool) -> tuple[LearntProjection, ...]:
         """The learnable Ws, saved in the folder where there is one."""
@@ -215,13 +299,15 @@ class _Run:
         config, student = self.participants.config, self.participants.student
         lora, weight = config.student.lora, config.loss.kd_weight
         assert weight != "auto", "`gather` has settled it"
+        saves = self.folder is not None
+        keeps_best = saves and self.held_out is not None and config.eval.keep_best
         model = student.model
         if lora is not None:
             model = add_lora(model, lora, seed=config.seed, revision=config.student.revision)
-        return XTokenTrainer(
+        trainer = XTokenTrainer(
             model,
             [teacher.online() for teacher in self.participants.teachers],
-            trainer_arguments(config, folder, saves=self.folder is not None, quiet=self.quiet),
+            trainer_arguments(config, folder, saves=saves, quiet=self.quiet, keeps_best=keeps_best),
             self.data,
             student_vocab_size=student.vocabulary.size,
             kd_weight=weight,
@@ -230,6 +316,14 @@ class _Run:
             kd_warmup=config.loss.kd_warmup,
             callbacks=[stop, CheckpointFiles(list(student.tokenizer_files))],
         )
+        if self.held_out is not None:
+            from xtoken.training.evaluate import EvaluateHeldOut
+
+            every, batch_size = config.eval.every, config.eval.batch_size
+            trainer.add_callback(
+                EvaluateHeldOut(trainer, self.held_out.text, every=every, batch_size=batch_size, keep_best=keeps_best)
+            )
+        return trainer
 
     def choices(self) -> tuple[TeacherChoice, ...]:
         return tuple(
@@ -239,12 +333,9 @@ class _Run:
 
     def facts(self) -> dict[str, Any]:
         """What the resolved config does not say."""
-        import transformers
-
-        import xtoken
-
         return {
             "data": self.data.key,
+            "held_out": None if self.held_out is None else self.held_out.key,
             COPIED: [
                 *(file.name for file in self.participants.student.tokenizer_files),
                 *(projection_file(str(t.name)) for t in self.participants.config.teachers if t.projection.learnable),
@@ -253,8 +344,16 @@ class _Run:
             "teachers": [asdict(choice) for choice in self.choices()],
             "student_fingerprint": self.participants.student.vocabulary.fingerprint,
             "teacher_fingerprints": [t.loaded.vocabulary.fingerprint for t in self.participants.teachers],
-            "versions": {module.__name__: module.__version__ for module in (xtoken, torch, transformers)},
+            "versions": _versions(),
         }
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    import xtoken
+
+    return {module.__name__: str(module.__version__) for module in (xtoken, torch, transformers)}
 
 
 def cache_folder() -> Path:
@@ -285,6 +384,46 @@ def _all_of(data: DataConfig, texts: Sequence[str] | None) -> TextSource:
     return texts_from_dataset(
         data.dataset, config=data.config, split=data.split, revision=data.revision, text_column=data.text_column
     )
+
+
+def _held_out_source(config: RunConfig, texts: Sequence[str] | None) -> TextSource | None:
+    """The text to evaluate on; None where nothing is evaluated."""
+    asked = config.eval
+    if config.output.folder is None and asked.save == "best":
+        raise XTokenError("eval.save: best needs output.folder: the best student is read back from its checkpoint")
+    if texts is not None:
+        if any((asked.files, asked.dataset, asked.text_column, asked.split_text_by)):
+            raise XTokenError("eval_texts were passed, so the eval section's files, dataset and columns have no effect")
+        return texts_from_list(texts, "the given eval_texts").first(asked.max_documents)
+    if asked.files is not None:
+        source = texts_from_files(asked.files, text_column=asked.text_column, split_by=asked.split_text_by)
+    elif asked.dataset is not None:
+        source = texts_from_dataset(
+            asked.dataset,
+            config=asked.config,
+            split=asked.split,
+            revision=asked.revision,
+            text_column=asked.text_column,
+        )
+    elif asked != EvalConfig():
+        raise XTokenError(
+            "the eval section names no held-out text, so it has no effect: name eval.files, or eval.dataset"
+        )
+    else:
+        return None
+    return source.first(asked.max_documents)
+
+
+def _held_out(source: TextSource | None, training: TextSource, participants: Participants) -> HeldOut | None:
+    if source is None:
+        return None
+    from xtoken.training.evaluate import HeldOut, warn_of_overlap
+
+    config = participants.config
+    context = config.eval.context_length or config.data.context_length
+    held_out = HeldOut.prepare(source, participants.student, context)
+    warn_of_overlap(source, training)
+    return held_out
 
 
 def _folder(config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from xtoken.training.distiller import Counts, Distiller, KdWeight, Outcome, Weig
 from xtoken.training.failure import save_failure
 from xtoken.training.learnable import LearnableProjections
 from xtoken.training.output import last_checkpoint
+from xtoken.training.sharding import place
 from xtoken.training.window import Interval, Window, shown, terms_of
 
 __all__ = ["XTokenTrainer"]
@@ -108,7 +110,7 @@ class XTokenTrainer(Trainer):
             model.config.use_cache = use_cache
         self.model_accepts_loss_kwargs = True  # how releases before loss_is_scaled_for_ga are told the same
         self._replace_progress()
-        there = [teacher.to(self.args.device) for teacher in teachers]
+        there = [place(teacher, self.args.device) for teacher in teachers]
         self.distiller = Distiller(there, vocab_size, kd_weight, ce_weight, adaptive)
         self.kd_warmup = kd_warmup
         self._reader = self._reader_of(model)
@@ -160,6 +162,13 @@ class XTokenTrainer(Trainer):
         self._window, self._interval, self._before = Window(), Interval(), {}
         self._last_log = time.perf_counter()
         return super().train(*args, **kwargs)
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """What is done inside does not count in `tokens_per_second`."""
+        began = time.perf_counter()
+        yield
+        self._last_log += time.perf_counter() - began
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

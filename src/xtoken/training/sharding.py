@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["shard"]
+from xtoken.teachers.online import OnlineTeacher
+
+__all__ = ["place", "shard"]
+
+
+def place(teacher: OnlineTeacher, device: torch.device) -> OnlineTeacher:
+    """Brings a teacher to where it runs: all of it in every process, or a share where it is to be sharded."""
+    if teacher.sharded and not teacher.is_placed:
+        teacher.is_placed = shard(teacher.model, device)
+    return teacher.to(device)
 
 
 def shard(model: nn.Module, device: torch.device) -> bool:

@@ -1,0 +1,242 @@
+"""The model card: what a student was made from and how it came out, as the README.md of its folder.
+
+Type: `model_card`, a finished run in, Markdown with Hugging Face's metadata in front out. Laws: every figure is the
+run's own; whatever a name holds is shown as it is and never read as Markdown, HTML or YAML; of a local path only the
+last part is shown, since a card is there to be published.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from xtoken.config import RunConfig
+from xtoken.files import write_whole
+
+if TYPE_CHECKING:
+    from xtoken.training.run import RunResult
+
+__all__ = ["CARD_FILE", "is_own_card", "model_card", "write_card"]
+
+log = logging.getLogger(__name__)
+
+CARD_FILE = "README.md"
+# By this a card is known for ours, and replaced; without it, it is somebody's own text.
+_MARK = "<!-- Written by xtoken, and replaced when the run goes on. Take this line out to keep your own changes. -->"
+# What stands for a model or a text that was handed over in memory.
+_IN_MEMORY = "passed in memory"
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&$])")
+
+_XTOKEN_PAPER = """\
+@misc{sreenivas2026xtoken,
+  title  = {X-Token},
+  author = {Sreenivas and others},
+  year   = {2026},
+  eprint = {2605.21699},
+  archivePrefix = {arXiv}
+}"""
+_PROJECT = """\
+@software{xtoken,
+  title   = {xtoken: distil any large language model into any smaller one, whatever their tokenizers},
+  author  = {{The xtoken authors}},
+  version = {VERSION}
+}"""
+_X_TOKEN = "Sreenivas et al., X-Token, [arXiv:2605.21699](https://arxiv.org/abs/2605.21699)"
+SOURCES = {
+    "p-kl": _X_TOKEN,
+    "h-kl": _X_TOKEN,
+    "path-kl": "of xtoken itself",
+    "gold": '"Unlocking On-Policy Distillation for Any Model Family", Hugging Face, 2025; as restated by X-Token',
+    "uld": "Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs, "
+    "[arXiv:2402.12030](https://arxiv.org/abs/2402.12030)",
+    "same": "Hinton et al., Distilling the Knowledge in a Neural Network, "
+    "[arXiv:1503.02531](https://arxiv.org/abs/1503.02531)",
+}
+
+
+def write_card(folder: Path, content: str) -> None:
+    """Writes the card into a run's folder, unless somebody's own README.md is there."""
+    file = folder / CARD_FILE
+    if file.exists() and not is_own_card(file):
+        log.warning("%s is not xtoken's, so it stays and no model card is written", file)
+        return
+    write_whole(file, content)
+
+
+def is_own_card(file: Path) -> bool:
+    """Whether a file is a card that `write_card` may replace."""
+    return file.is_file() and _MARK in file.read_text(encoding="utf-8", errors="replace")
+
+
+def model_card(config: RunConfig, result: RunResult, versions: Mapping[str, str]) -> str:
+    """The card of a finished run.
+
+    Args:
+        config: with every choice made.
+        result: what came of it.
+        versions: of the packages that made it, by name.
+    """
+    base = _shown(config.student.model)
+    teachers = ", ".join(_md(_shown(t.model) if t.model else str(t.name)) for t in config.teachers)
+    taught = f"distilled from {teachers}" if teachers else "trained by cross-entropy alone"
+    sections = [
+        f"---\n{_metadata(config)}\n---",
+        _MARK,
+        f"# {_md(_title(config, result))}",
+        f"From {_md(base)}, {taught}, with xtoken {_md(versions['xtoken'])}.",
+        _teachers(config, result),
+        _data(config, result),
+        _figures(result),
+        _settings(config, versions),
+        _citation(result, versions),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _metadata(config: RunConfig) -> str:
+    """Hugging Face's front matter. The hub refuses a base model or a data set that is not one of its own."""
+    from huggingface_hub import ModelCardData
+
+    base, dataset = config.student.model, config.data.dataset
+    data = ModelCardData(
+        base_model=base if base and not _is_local(base) else None,
+        datasets=[dataset] if dataset and not _is_local(dataset) else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["xtoken", "knowledge-distillation"],
+    )
+    return str(data.to_yaml())
+
+
+def _title(config: RunConfig, result: RunResult) -> str:
+    if config.output.push_to_hub:
+        return config.output.push_to_hub.rpartition("/")[2]
+    return result.folder.resolve().name if result.folder is not None else _shown(config.student.model)
+
+
+def _teachers(config: RunConfig, result: RunResult) -> str:
+    if not config.teachers:
+        return ""
+    rows = [
+        [_md(choice.name), _md(_shown(t.model)), choice.loss, f"{t.weight:g}", f"{t.temperature:g}", _md(choice.reason)]
+        for t, choice in zip(config.teachers, result.teachers, strict=True)
+    ]
+    table = _table(["teacher", "model", "loss", "weight", "temperature", "why this loss"], rows)
+    kd, ce = config.loss.kd_weight, config.loss.ce_weight
+    return f"## Teachers\n\n{table}\n\nThe loss is {ce:g} x cross-entropy + {_weight(kd)} x the teachers' weighted sum."
+
+
+def _weight(kd_weight: float | str) -> str:
+    return "a dynamic factor" if isinstance(kd_weight, str) else f"{kd_weight:g}"
+
+
+def _data(config: RunConfig, result: RunResult) -> str:
+    report = result.data
+    names = [config.data.dataset] if config.data.dataset else config.data.files or []
+    rows = [
+        ["source", ", ".join(_md(_shown(name)) for name in names) or _IN_MEMORY],
+        ["documents", f"{report.documents:,}"],
+        ["bytes", f"{report.bytes:,}"],
+        ["tokens of the student", f"{report.student_tokens:,}"],
+        ["cut to the context", f"{report.truncated:,}"],
+        ["skipped, without text", f"{report.empty:,}"],
+        ["skipped, unusable", f"{report.unusable:,}"],
+    ]
+    return f"## Data\n\n{_table(['training text', ''], rows)}"
+
+
+def _figures(result: RunResult) -> str:
+    parts = ["## Figures", f"{result.steps:,} optimizer steps; the student is that of step {result.student_step:,}."]
+    if result.log:
+        first, last = result.log[0], result.log[-1]
+        names = [name for name in first if (name in ("ce", "kd") or name.startswith("kd/")) and name in last]
+        units = {"ce": "cross-entropy (`ce`), nats per token", "kd": "teachers' weighted sum (`kd`)"}
+        rows = [[units.get(name) or _md(name), _figure(first[name]), _figure(last[name])] for name in names]
+        parts.append(_table(["training loss", f"step {first['step']:,}", f"step {last['step']:,}"], rows))
+    if result.held_out is not None and result.evaluations:
+        text, shown = result.held_out.text, _evaluations(result)
+        rows = [["all text", *(_figure(each.bits_per_byte) for _, each in shown)]]
+        if all(each.numerals is not None for _, each in shown):
+            rows.append(["numerals", *(_figure(each.numerals) for _, each in shown)])
+        parts.append(_table(["held-out bits per byte", *(name for name, _ in shown)], rows))
+        parts.append(
+            f"Measured on {text.documents:,} held-out documents of {text.bytes:,} scored bytes; lower is better."
+        )
+    return "\n\n".join(parts)
+
+
+def _evaluations(result: RunResult) -> list[tuple[str, Any]]:
+    """Before training, of the student that was saved, and after the last step where that is another one."""
+    by_step = {each.step: each for each in result.evaluations}
+    last = result.evaluations[-1].step
+    wanted = {"before": 0, f"this student (step {result.student_step:,})": result.student_step, "last step": last}
+    if last == result.student_step:
+        del wanted["last step"]
+    return [(name, by_step[step]) for name, step in wanted.items() if step in by_step]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _settings(config: RunConfig, versions: Mapping[str, str]) -> str:
+    """Everything that decides the run, to be run again as it stands; where it was written is left out."""
+    raw = config.model_dump(exclude_none=True, exclude={"output": {"folder", "push_to_hub", "private"}})
+    if not (config.eval.files or config.eval.dataset):
+        raw.pop("eval")
+    for section in (raw["student"], *raw["teachers"]):
+        if "model" in section:
+            section["model"] = _shown(section["model"])
+    for section in (raw["data"], raw.get("eval", {})):
+        if "files" in section:
+            section["files"] = [_shown(name) for name in section["files"]]
+        if "dataset" in section:
+            section["dataset"] = _shown(section["dataset"])
+    settings = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+    made_by = ", ".join(f"{_md(name)} {_md(version)}" for name, version in versions.items())
+    return (
+        "## How it was made\n\nThe settings of the run, as `config.yaml`. Of local files and folders only the names "
+        "are given, and what was passed in memory is left out.\n\n"
+        f"{_fenced(settings, 'yaml')}\n\n{_fenced('xtoken train config.yaml --set output.folder=FOLDER', 'bash')}\n\n"
+        f"Made by {made_by}."
+    )
+
+
+def _citation(result: RunResult, versions: Mapping[str, str]) -> str:
+    names = list(dict.fromkeys(choice.loss for choice in result.teachers))
+    sources = "\n".join(f"- {name}: {SOURCES[name]}" for name in names)
+    entries = _PROJECT.replace("VERSION", versions["xtoken"]) + "\n\n" + _XTOKEN_PAPER
+    losses = f"The losses it was taught by:\n\n{sources}" if sources else ""
+    return "\n\n".join(part for part in ("## How to cite", _fenced(entries, "bibtex"), losses) if part)
+
+
+def _is_local(name: str) -> bool:
+    return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+
+
+def _shown(name: str | None) -> str:
+    """A hub id as it is, the last part of a local path, or that there is no name."""
+    if name is None:
+        return _IN_MEMORY
+    return Path(name).expanduser().resolve().name if _is_local(name) else name
+
+
+def _md(text: str) -> str:
+    """Text as Markdown shows it word for word, also in a table."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return _SPECIAL.sub(r"\\\1", " ".join(printable.split()))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _fenced(content: str, language: str) -> str:
+    """A code block. In settings nothing a name holds ends it: YAML indents the lines of a value by four or more."""
+    return f"```{language}\n{content.rstrip()}\n```"
