@@ -4,7 +4,7 @@ A batch is a nested dict of tensors, which a Trainer and a DataLoader know how t
 causal model then never sees it before a real token, positions need no correction, and the rows of a sequence are its
 offset plus the token's place. Padding is masked out of attention, labelled -100 and in no chunk, so the id that fills
 it is arbitrary, and neither model needs a pad token. Law: a document's rows, labels and chunks are the same in any
-batch.
+batch. Of a conversation only what is learnt has labels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Collator:
     """Puts examples side by side.
 
     Args:
-        sides: the `side_key` of each teacher's tokenizer that the batch must hold; None takes all there are.
+        sides: the `Side.key` of each teacher's tokenizer that the batch must hold; None takes all there are.
     """
 
     def __init__(self, sides: Collection[str] | None = None) -> None:
@@ -49,9 +49,18 @@ class Collator:
         return {
             "input_ids": ids,
             "attention_mask": mask,
-            "labels": ids.masked_fill(mask == 0, IGNORED_LABEL),
+            "labels": ids.masked_fill(_scored(examples, mask) == 0, IGNORED_LABEL),
             "teachers": {side: _teacher_side(side, examples, ids.shape[1]) for side in sides},
         }
+
+
+def _scored(examples: Sequence[Example], mask: Tensor) -> Tensor:
+    """int64 [B, L]: 1 for the tokens that are learnt, all real ones where an example does not say."""
+    scored = mask.clone()
+    for row, example in enumerate(examples):
+        if example.scored is not None:
+            scored[row, : len(example.scored)] = torch.from_numpy(example.scored.astype(np.int64))
+    return scored
 
 
 def _teacher_side(side: str, examples: Sequence[Example], student_width: int) -> dict[str, Any]:
