@@ -2,7 +2,8 @@
 
 Type: `TextSource`, a name for messages, a key that changes when the texts may have changed, and a way to read them.
 A document is one string. In a .txt file it is a line, as the `text` loader of `datasets` has it, unless told otherwise;
-in .jsonl and .parquet it is the text column of a row, or its conversation. A file that is not UTF-8 is an error that names the byte.
+in .jsonl and .parquet it is the text column of a row, or its conversation. A file that is not UTF-8 is an error that
+names the byte.
 """
 
 from __future__ import annotations
