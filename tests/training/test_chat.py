@@ -86,14 +86,11 @@ def test_what_is_learnt_is_what_the_assistant_said_and_the_end_of_its_turn(name:
     assert len(found) == len(said)
     for turn, content in zip(found, said, strict=True):
         expected = shown(family, content) + family.closing.encode()
-        if (
-            name == "mistral" and turn != expected
-        ):  # its own space and the first word are one token, which is no content
-            first = next(token for token in family.vocabulary.tokens if token == b" " + expected[: -len(turn)])
-            assert first
-            assert expected.endswith(turn)
-        else:
-            assert turn == expected
+        missing = expected.removesuffix(turn)
+        assert expected == missing + turn
+        if missing:  # the template's own space and the first letters are one token, which is no content
+            assert name == "mistral"
+            assert b" " + missing in family.vocabulary.tokens
 
 
 @pytest.mark.parametrize("talk", TALKS)
@@ -212,9 +209,8 @@ def test_chunks_are_found_in_what_both_templates_show() -> None:
     sides = [FAMILIES[name] for name in ("chatml", "llama")]
     (chat_s,), (chat_t,) = (family.chat.encode_batch([conversation]) for family in sides)
     (chunks,) = align_chats(sides[0].vocabulary, sides[1].vocabulary, [chat_s], [chat_t], [[1]])
-    assert b"".join(spelled(sides[0].vocabulary, chat_s.spans.ids[a:b]) for a, b, _, _ in chunks) == (
-        "12 é".encode() + b"<|im_end|>" * bool(len(chunks))
-    )
+    aligned = b"".join(spelled(sides[0].vocabulary, chat_s.spans.ids[a:b]) for a, b, _, _ in chunks)
+    assert aligned == "12 é<|im_end|>".encode()
 
 
 def test_a_token_that_begins_in_the_templates_text_is_a_gap() -> None:
@@ -334,18 +330,20 @@ def test_a_prompt_is_not_learnt_even_where_an_assistant_speaks_in_it() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(12, 120), st.integers(12, 120))
+@given(st.integers(30, 120), st.integers(30, 120))
 def test_a_conversation_is_cut_where_a_chunk_ends_on_both_sides(context_s: int, context_t: int) -> None:
     student, teacher = FAMILIES["llama"], FAMILIES["chatml"]
     talk = turns("12 and 345?", "It is 357.", "And 世界?", "No 🙂 not 12345")
-    try:
-        data = prepared([talk], student.chat, teacher.chat, context_s, teacher_context=context_t)
-    except XTokenError as error:
-        assert "1 unusable" in str(error)
-        return
-    (example,) = data.__getitems__([0])
-    (tokens,) = example.teachers.values()
+    short = turns("1", "2")  # there is always something to train on
+    data = prepared([short, talk], student.chat, teacher.chat, context_s, teacher_context=context_t)
     whole = prepared([talk], student.chat, teacher.chat)[0]
+    (chunks,) = (tokens.chunks for tokens in whole.teachers.values())
+    fits = ((chunks[:, 1] <= context_s) & (chunks[:, 3] <= context_t)).any()
+    assert (data.report.documents, data.report.unusable) == ((2, 0) if fits else (1, 1))
+    if not fits:
+        return
+    example = data[1]
+    (tokens,) = example.teachers.values()
     n = len(example.ids)
     assert n <= context_s
     assert len(tokens.ids) <= context_t
