@@ -184,16 +184,17 @@ def check_chunks(student: Family, teacher: Family, messages: list[dict[str, str]
             closings.append((spelled(student.vocabulary, ids_s), spelled(teacher.vocabulary, ids_t)))
         assert chat_s.learnt(numbers)[s0:s1].all()
     assert set(closings) <= {(student.closing.encode(), teacher.closing.encode())} or loss_on == "all"
-    if loss_on == "assistant":
-        assert len(closings) == len(numbers)
+    if loss_on == "assistant":  # the losses join special tokens by role, and Mistral's ends documents too
+        assert len(closings) == (0 if "mistral" in (student.name, teacher.name) else len(numbers))
     return len(chunks)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_a_chunk_is_the_same_bytes_of_one_message_or_the_end_of_its_turn(pair: tuple[str, str]) -> None:
     student, teacher = (FAMILIES[name] for name in pair)
-    for messages in TALKS.values():
-        assert check_chunks(student, teacher, messages, "assistant") > 0
+    for name, messages in TALKS.items():
+        n_chunks = check_chunks(student, teacher, messages, "assistant")
+        assert n_chunks > 0 or ("mistral" in pair and name == "no content")
         check_chunks(student, teacher, messages, "all")
 
 
@@ -223,13 +224,13 @@ def test_a_token_that_begins_in_the_templates_text_is_a_gap() -> None:
     (chat_t,) = other.chat.encode_batch([Conversation.of(turns("q", "ok 12"))])
     (chunks,) = align_chats(family.vocabulary, other.vocabulary, [chat], [chat_t], [[1]])
     assert content.first - 1 not in {i for s0, s1, *_ in chunks.tolist() for i in range(s0, s1)}
-    assert b"".join(spelled(other.vocabulary, chat_t.spans.ids[a:b]) for _, _, a, b in chunks) == b" 12<|im_end|>"
+    assert b"".join(spelled(other.vocabulary, chat_t.spans.ids[a:b]) for _, _, a, b in chunks) == b" 12"
 
 
 def test_one_tokenizer_under_two_templates_is_aligned_token_by_token() -> None:
     family = FAMILIES["chatml"]
     other = chat_tokenizer(family.vocabulary, CHATML.replace("\n{{ m.content }}", ": {{ m.content | trim }}"))
-    conversation = Conversation.of(turns("q", " né 12 世界", "r", "e\u0301 s"))
+    conversation = Conversation.of(turns("q", " né 12 世界", "r", "e\u0323\u0302 s"))
     (chat_s,), (chat_t,) = family.chat.encode_batch([conversation]), other.encode_batch([conversation])
     (chunks,) = align_chats(family.vocabulary, family.vocabulary, [chat_s], [chat_t], [[1, 3]])
     assert (chunks[:, 1] - chunks[:, 0] == 1).all()
@@ -297,6 +298,19 @@ def test_a_token_that_begins_the_next_turn_ends_none() -> None:
     conversation = Conversation.of(turns("q", "yes", "r", "no"))
     (chat,) = openings.encode_batch([conversation])
     assert spelled(family.vocabulary, chat.spans.ids[chat.learnt([1, 3])]) == b"yesno"
+    ended = chat_tokenizer(family.vocabulary, openings.template.source + "<|im_end|>")
+    (chat,) = ended.encode_batch([conversation])
+    assert spelled(family.vocabulary, chat.spans.ids[chat.learnt([1])]) == b"yes"
+    assert spelled(family.vocabulary, chat.spans.ids[chat.learnt([3])]) == b"no\n<|im_end|>"
+
+
+def test_a_space_that_the_tokenizer_puts_in_front_of_a_content_is_learnt_with_it() -> None:
+    family = FAMILIES["mistral"]
+    tokenizer = chat_tokenizer(family.vocabulary, "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}")
+    (chat,) = tokenizer.encode_batch([Conversation.of(turns("q", "世1"))])
+    found = chat.spans.ids[chat.learnt([1])]
+    assert spelled(family.vocabulary, found) == " 世1</s>".encode()
+    assert chat.spans.ends[chat.contents[1].first] == chat.contents[1].at  # a token of its own, over no byte
 
 
 def test_white_space_before_the_end_of_the_turn_is_learnt_with_it_and_aligned_with_nothing() -> None:

@@ -77,6 +77,10 @@ MISUNDERSTOOD = {
         r"message 0 \(system\) that is not understood: .*'Be very brief",
     ),
     "depends": (EACH + "{% if 'Q' in m.content %}!{% endif %}{{ m.content }};{% endfor %}", r"message 1 \(user\)"),
+    "adds": (
+        EACH + "{{ m.content }};{% endfor %}{% if 'yes' in messages[-1].content %}!{% endif %}",
+        r"message 2 \(as",
+    ),
     "refuses": ("{{ raise_exception('roles must alternate') }}", "refuses the conversation: roles must alternate"),
     "fails": ("{{ messages[9].content.x }}", "refuses the conversation: "),
     "no Jinja": ("{% for %}", "refuses the conversation: "),

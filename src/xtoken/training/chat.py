@@ -4,7 +4,7 @@ Types: `ChatTokenizer`, a vocabulary with its chat template; `ChatTokens`, one c
 tokens are read out of the template's own text only, so a content that spells one is text; a run of text between two of
 them, own text and content joined, is tokenised as one, as the model saw it in its training; a token belongs to a
 content where it lies wholly inside it. Contents are aligned message by message, and nothing else is, but for the token
-that ends a turn where it comes right after the content on both sides.
+that ends a turn, where it comes right after the content on both sides and the losses can tell that the two are one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken.alignment import align_spans_batch
+from xtoken.alignment.bytes import special_key
 from xtoken.errors import XTokenError
 from xtoken.tokens import TokenSpans, Vocabulary
 from xtoken.tokens.spans import utf8
@@ -332,11 +333,23 @@ def align_chats(
                 chunks = _token_by_token(chunks, part_s.spans.ids, part_t.spans.ids)
             of_one.append(chunks + np.repeat([part_s.offset, part_t.offset], 2))
             content_s, content_t = chat_s.contents[number], chat_t.contents[number]
-            if content_s.is_closed and content_t.is_closed:
-                s, t = content_s.last, content_t.last
+            s, t = content_s.last, content_t.last
+            is_closed = content_s.is_closed and content_t.is_closed
+            if is_closed and _is_one_event(student, int(chat_s.spans.ids[s]), teacher, int(chat_t.spans.ids[t])):
                 of_one.append(np.array([[s, s + 1, t, t + 1]]))
         rows.append(np.concatenate(of_one))
     return rows
+
+
+def _is_one_event(student: Vocabulary, one: int, teacher: Vocabulary, other: int) -> bool:
+    """Whether the losses can tell that two ends of a turn are one.
+
+    They join special tokens by role. Of two that they do not join, P-KL would take the teacher's end for a reason
+    against the student's; there the end is taught by the text alone.
+    """
+    if one in student.roles and other in teacher.roles:
+        return special_key(student, one) == special_key(teacher, other)
+    return bool(student.tokens[one]) and student.tokens[one] == teacher.tokens[other]
 
 
 @dataclass(frozen=True)
