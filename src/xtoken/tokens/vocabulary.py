@@ -247,19 +247,17 @@ class Vocabulary:
                 left out.
             unread: added tokens that a text which spells them is not to get, beside the special ones.
         """
+        steps = list(components(self._spec.get("pre_tokenizer")))
+        dummies = [step for step in steps if is_inner and step.get("prepend_scheme") == "first"]
+        if not dummies and not any(token["content"] in unread and not token["special"] for token in self.added_tokens):
+            return self
         spec = json.loads(self._json)
         for token in spec.get("added_tokens") or []:
             token["special"] = token["special"] or token["content"] in unread
-        steps = list(components(spec.get("pre_tokenizer")))
-        if is_inner:
-            firsts = [step for step in steps if step["type"] == "Metaspace" and step.get("prepend_scheme") == "first"]
-            for step in firsts:
-                step["prepend_scheme"] = "never"
-        spec["pre_tokenizer"] = _sequence("pretokenizers", steps)
-        changed = Tokenizer.from_str(json.dumps(spec))
-        if changed.to_str() == self._json:
-            return self
-        return Vocabulary(changed, self.name, declared=self._declared)
+        if dummies:
+            inner = [{**step, "prepend_scheme": "never"} if step in dummies else step for step in steps]
+            spec["pre_tokenizer"] = _sequence("pretokenizers", inner)
+        return Vocabulary(Tokenizer.from_str(json.dumps(spec)), self.name, declared=self._declared)
 
     def encode(self, text: str) -> TokenSpans:
         """The tokens of a text and where each ends; no special token is added, and none is read out of the text.
