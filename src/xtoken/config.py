@@ -62,6 +62,10 @@ class _ModelSection(_Section):
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         default=None, description="The implementation of attention; by default transformers chooses."
     )
+    chat_template: str | None = Field(
+        default=None,
+        description="For data.format chat: a file with a Jinja template, in place of the one in the model's folder.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -177,6 +181,10 @@ class TeacherConfig(_ModelSection):
 class DataConfig(_Section):
     """The text to train on."""
 
+    format: Literal["text", "chat"] = Field(
+        default="text",
+        description="What a document is: text, or chat, a conversation that each side's chat template renders.",
+    )
     files: list[str] | None = Field(
         default=None, description="Local .txt, .jsonl or .parquet files, folders of them, or glob patterns."
     )
@@ -185,6 +193,16 @@ class DataConfig(_Section):
     split: str | None = Field(default=None, description="The dataset's split (default train).")
     revision: str | None = Field(default=None, description="The dataset's hub revision.")
     text_column: str | None = Field(default=None, description="The column or key that holds the text (default text).")
+    chat_columns: Annotated[list[str], Field(min_length=1, max_length=2)] | None = Field(
+        default=None,
+        description="For format chat: the column of the messages, or the two of prompt and completion (default "
+        "messages, or else prompt and completion).",
+    )
+    loss_on: Literal["assistant", "all"] | None = Field(
+        default=None,
+        description="For format chat: learn the assistant's turns after the prompt (default assistant), or every "
+        "message; each with the token that ends its turn.",
+    )
     split_text_by: Literal["line", "paragraph", "document"] | None = Field(
         default=None,
         description="What one document is in a .txt file: a line (default, as in `datasets`), a paragraph between "
@@ -210,6 +228,16 @@ class DataConfig(_Section):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"files": [value]} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _settings_fit_the_format(self) -> DataConfig:
+        of_the_other = ("chat_columns", "loss_on") if self.format == "text" else ("text_column", "split_text_by")
+        for key in of_the_other:
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} has no effect with format {self.format}")
+        if self.format == "chat" and not self.append_eos:
+            raise ValueError("append_eos has no effect with format chat: the chat template ends a conversation")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -398,6 +426,8 @@ class RunConfig(_Section):
             raise ValueError(f"teachers' weight has no effect with loss.teacher_weights {self.loss.teacher_weights}")
         if not self.teachers and self.loss.kd_warmup:
             raise ValueError("loss.kd_warmup has no effect without teachers")
+        if self.data.format == "text" and any(m.chat_template is not None for m in (self.student, *self.teachers)):
+            raise ValueError("chat_template has no effect with data.format text")
         if not self.teachers and self.data.alignment != "bytes":
             raise ValueError("data.alignment has no effect without teachers")
         if self.loss.kd_weight == 0 and any(teacher.projection.learnable for teacher in self.teachers):

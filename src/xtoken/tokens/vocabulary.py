@@ -8,7 +8,7 @@ bytes of the tokens joined are the text's, and this is checked on every text, ne
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,37 @@ class Vocabulary:
     def unk_id(self) -> int | None:
         """The token for what the vocabulary cannot spell, if there is one."""
         return self._first(Role.UNK)
+
+    @property
+    def named_specials(self) -> dict[str, str]:
+        """`bos_token` and the like with their texts: as the tokenizer's files declare them, and else by role."""
+        by_role = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
+        return {key: self.contents[i] for key, i in by_role.items() if i is not None} | self._declared
+
+    @property
+    def added_tokens(self) -> tuple[dict[str, Any], ...]:
+        """The tokens added to the model's vocabulary, special and not, as `tokenizer.json` describes them."""
+        return tuple(self._spec.get("added_tokens") or ())
+
+    def reader(self, *, is_inner: bool, unread: Collection[str] = ()) -> Vocabulary:
+        """The same tokenizer for parts of a text, with the same ids; this one where it would read them alike.
+
+        Args:
+            is_inner: for parts that something stands before: a dummy space that is for the beginning of a text alone is
+                left out.
+            unread: added tokens that a text which spells them is not to get, beside the special ones.
+        """
+        steps = list(components(self._spec.get("pre_tokenizer")))
+        dummies = [step for step in steps if is_inner and step.get("prepend_scheme") == "first"]
+        if not dummies and not any(token["content"] in unread and not token["special"] for token in self.added_tokens):
+            return self
+        spec = json.loads(self._json)
+        for token in spec.get("added_tokens") or []:
+            token["special"] = token["special"] or token["content"] in unread
+        if dummies:
+            inner = [{**step, "prepend_scheme": "never"} if step in dummies else step for step in steps]
+            spec["pre_tokenizer"] = _sequence("pretokenizers", inner)
+        return Vocabulary(Tokenizer.from_str(json.dumps(spec)), self.name, declared=self._declared)
 
     def encode(self, text: str) -> TokenSpans:
         """The tokens of a text and where each ends; no special token is added, and none is read out of the text.

@@ -5,7 +5,7 @@ causal model then never sees it before a real token, positions need no correctio
 offset plus the token's place. Padding is masked out of attention, labelled -100 and in no chunk, so the id that fills
 it is arbitrary, and neither model needs a pad token. Documents packed into one sequence begin their positions anew, by
 which transformers keeps them apart, and no row predicts across a border. Law: a document's rows, labels and chunks are
-the same in any batch and any sequence.
+the same in any batch and any sequence. Of a conversation only what is learnt has labels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Collator:
     """Puts examples side by side.
 
     Args:
-        sides: the `side_key` of each teacher's tokenizer that the batch must hold; None takes all there are.
+        sides: the `Side.key` of each teacher's tokenizer that the batch must hold; None takes all there are.
     """
 
     def __init__(self, sides: Collection[str] | None = None) -> None:
@@ -51,7 +51,8 @@ class Collator:
         packs = [example if isinstance(example, tuple) else (example,) for example in examples]
         is_packed = any(isinstance(example, tuple) for example in examples)
         student = _Rows.of([[example.ids for example in pack] for pack in packs])
-        labels = student.ids.masked_fill(student.mask == 0, IGNORED_LABEL)
+        scored = _Rows.of([[_scored(example) for example in pack] for pack in packs])
+        labels = student.ids.masked_fill(scored.ids * student.mask == 0, IGNORED_LABEL)
         if is_packed:  # a document's first token has nothing before it
             labels[student.positions == 0] = IGNORED_LABEL
         sides = packs[0][0].teachers if self.sides is None else self.sides
@@ -61,6 +62,11 @@ class Collator:
             "examples": torch.tensor([example.number for pack in packs for example in pack]),
             "teachers": {side: _teacher_side(side, packs, student, is_packed) for side in sides},
         }
+
+
+def _scored(example: Example) -> NDArray[np.int64]:
+    """1 for the tokens that are learnt, all where the example does not say."""
+    return np.ones(len(example.ids), np.int64) if example.scored is None else example.scored.astype(np.int64)
 
 
 @dataclass(frozen=True)

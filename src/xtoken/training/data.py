@@ -6,7 +6,8 @@ document that is too long ends at one byte on all sides, and a chunk ends there 
 share it.
 
 Each side is: what its tokenizer puts in front by itself, the text, and its end-of-document token. A document that was
-cut has no end, so no such token. The text is never searched for special tokens, so nothing is added twice.
+cut has no end, so no such token. The text is never searched for special tokens, so nothing is added twice. A
+conversation is what each side's chat template makes of it instead, and some of its tokens alone are learnt.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import reduce
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,15 @@ from xtoken.alignment import align_spans_batch
 from xtoken.errors import XTokenError
 from xtoken.files import write_whole
 from xtoken.tokens import TokenSpans, Vocabulary
+from xtoken.training.chat import CHAT_RULES, ChatTokenizer, ChatTokens, align_chats
+from xtoken.training.conversations import Conversation, LossOn
+from xtoken.training.templates import ChatTemplate
 from xtoken.training.texts import TextSource, texts_from_list
 
 __all__ = ["DataReport", "Example", "PreparedData", "Side", "TeacherTokens", "prepare", "side_key"]
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 # Changing what an example holds makes cached ones unreadable, so the cache's name carries this.
 _FORMAT = "xtoken-examples-2"
@@ -43,6 +48,8 @@ _FORMAT = "xtoken-examples-2"
 _BATCH = 512
 # With fewer student tokens than this nothing in a document is predicted.
 _SHORTEST = 2
+# The column that conversations have besides.
+_SCORED = "scored"
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,18 @@ class Side:
     Attributes:
         vocabulary: the tokenizer.
         context_length: the longest sequence, in its tokens.
+        chat: its chat template, for conversations.
     """
 
     vocabulary: Vocabulary
     context_length: int
+    chat: ChatTemplate | None = None
+
+    @property
+    def key(self) -> str:
+        """What its tokens are filed under: equal for equal token sequences, specials and templates included."""
+        key = side_key(self.vocabulary)
+        return key if self.chat is None else hashlib.sha256(f"{key} {self.chat.key}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -77,12 +92,14 @@ class Example:
 
     Attributes:
         ids: int64 [n], the student's tokens.
-        teachers: what each teacher's tokenizer makes of it, by `side_key`.
+        teachers: what each teacher's tokenizer makes of it, by `Side.key`.
+        scored: bool [n], the tokens that are learnt; None for all.
         number: its place among the prepared examples; -1 where it has none.
     """
 
     ids: Ints
     teachers: dict[str, TeacherTokens]
+    scored: Bools | None = None
     number: int = -1
 
 
@@ -95,9 +112,9 @@ class DataReport:
         empty: skipped, without text.
         truncated: cut on any side to its context; they are among `documents`.
         unusable: skipped, because nothing in them can be predicted or no common place to cut them was found.
-        bytes: of text that is trained on.
+        bytes: of text that is trained on; of conversations, as the student's template renders them.
         student_tokens: special ones included.
-        teacher_tokens, chunks: for each teacher's tokenizer, by `side_key`.
+        teacher_tokens, chunks: for each teacher's tokenizer, by `Side.key`.
     """
 
     documents: int = 0
@@ -116,7 +133,7 @@ class PreparedData:
     Attributes:
         key: sha256 in hexadecimal of everything the examples depend on.
         report: what became of the documents.
-        sides: the `side_key` of every teacher's tokenizer in them.
+        sides: the `Side.key` of every teacher's tokenizer in them.
     """
 
     def __init__(self, rows: Any, report: DataReport, key: str) -> None:
@@ -138,15 +155,16 @@ class PreparedData:
         return [self._example(row, number) for row, number in zip(rows, indices, strict=True)]
 
     def lengths(self) -> dict[str, Ints]:
-        """int64 [N] tokens of every example, by `side_key`; the student's under the empty string."""
+        """int64 [N] tokens of every example, by `Side.key`; the student's under the empty string."""
         names = {"": "ids", **{side: f"ids:{side}" for side in self.sides}}
         columns = {side: self._rows.data.column(name) for side, name in names.items()}
         return {side: pc.list_value_length(column).to_numpy().astype(np.int64) for side, column in columns.items()}
 
     def _example(self, row: dict[str, Any], number: int) -> Example:
+        scored = np.asarray(row.pop(_SCORED), bool) if _SCORED in row else None
         as_ints = {name: np.asarray(values, np.int64) for name, values in row.items()}
         teachers = {k: TeacherTokens(as_ints[f"ids:{k}"], as_ints[f"chunks:{k}"].reshape(-1, 4)) for k in self.sides}
-        return Example(as_ints["ids"], teachers, number)
+        return Example(as_ints["ids"], teachers, scored, number)
 
 
 def side_key(vocabulary: Vocabulary) -> str:
@@ -162,31 +180,36 @@ def prepare(
     *,
     append_eos: bool = True,
     method: str = "bytes",
+    loss_on: LossOn = "assistant",
     cache: Path | None = None,
     progress: bool = False,
 ) -> PreparedData:
     """Tokenises and aligns every document, or finds that done before.
 
     Args:
-        source: the documents; a list holds one string each.
+        source: the documents; a list holds one string each. They are conversations (`Conversation.to_json`) where the
+            student has a chat template.
         student: the student's tokenizer and context.
         teachers: theirs; several with one tokenizer are aligned once, to the shortest of their contexts.
-        append_eos: end each document with each tokenizer's end-of-document token, where it has one.
+        append_eos: end each document with each tokenizer's end-of-document token, where it has one; a chat template
+            ends its conversations itself.
         method: the aligner, as for `xtoken.align`.
+        loss_on: of conversations, the messages that are learnt.
         cache: a folder that keeps the result; None keeps it in memory.
         progress: show a bar.
 
     Raises:
-        XTokenError: no usable document; whatever reading and encoding raise, with the document's number, counted
-            from 0.
+        XTokenError: no usable document; some sides have a chat template and some none; whatever reading and encoding
+            raise, with the document's number, counted from 0.
     """
+    if len({side.chat is None for side in (student, *teachers)}) > 1:
+        raise XTokenError("conversations need a chat template on every side, and some of these sides have none")
     source = source if isinstance(source, TextSource) else texts_from_list(source)
     by_key: dict[str, Side] = {}
     for side in teachers:
-        name = side_key(side.vocabulary)
-        known = by_key.get(name, side)
-        by_key[name] = Side(side.vocabulary, min(side.context_length, known.context_length))
-    plan = _Plan(student, by_key, append_eos, method)
+        known = by_key.get(side.key, side)
+        by_key[side.key] = replace(side, context_length=min(side.context_length, known.context_length))
+    plan = _Plan(student, by_key, append_eos, method, None if student.chat is None else loss_on)
     key = plan.key(source)
     if cache is None:
         rows, report = _write_to_memory(plan, source, progress)
@@ -208,16 +231,19 @@ class _Plan:
     teachers: dict[str, Side]
     append_eos: bool
     method: str
+    loss_on: LossOn | None = None
 
     def key(self, source: TextSource) -> str:
-        sides = [(side_key(self.student.vocabulary), self.student.context_length)]
+        sides = [(self.student.key, self.student.context_length)]
         sides += [(name, side.context_length) for name, side in sorted(self.teachers.items())]
-        content = json.dumps([_FORMAT, source.key, sides, self.append_eos, self.method])
+        chat = [] if self.loss_on is None else [CHAT_RULES, self.loss_on]
+        content = json.dumps([_FORMAT, source.key, sides, self.append_eos, self.method, *chat])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def schema(self) -> pa.Schema:
         names = ["ids"] + [f"{what}:{name}" for name in self.teachers for what in ("ids", "chunks")]
-        return pa.schema([(name, pa.list_(pa.int32())) for name in names])
+        scored = [] if self.loss_on is None else [(_SCORED, pa.list_(pa.bool_()))]
+        return pa.schema([(name, pa.list_(pa.int32())) for name in names] + scored)
 
     def spans(self, side: Side, texts: Sequence[str]) -> list[TokenSpans]:
         vocabulary = side.vocabulary
@@ -227,12 +253,34 @@ class _Plan:
         return [spans.with_specials(vocabulary.prefix_ids, suffix) for spans in vocabulary.encode_batch(texts)]
 
     def examples(self, texts: Sequence[str], report: DataReport) -> Iterator[Example]:
+        if self.loss_on is not None:
+            yield from self.chat_examples([Conversation.from_json(text) for text in texts], self.loss_on, report)
+            return
         all_spans = self.spans(self.student, texts)
         aligned = {name: self.teacher_tokens(side, all_spans, texts) for name, side in self.teachers.items()}
         for i, spans_s in enumerate(all_spans):
             teachers = {name: tokens[i] for name, tokens in aligned.items()}
             if (example := self.example(spans_s, teachers, report)) is not None:
                 yield example
+
+    def chat_examples(
+        self, conversations: Sequence[Conversation], loss_on: LossOn, report: DataReport
+    ) -> Iterator[Example]:
+        learnt = [one.learnt(loss_on) for one in conversations]
+        chats_s = self.chat_tokens(self.student, conversations)
+        aligned: dict[str, list[TeacherTokens]] = {}
+        for name, side in self.teachers.items():
+            chats_t = self.chat_tokens(side, conversations)
+            chunks = align_chats(self.student.vocabulary, side.vocabulary, chats_s, chats_t, learnt, self.method)
+            aligned[name] = [TeacherTokens(t.spans.ids, rows) for t, rows in zip(chats_t, chunks, strict=True)]
+        for i, chat in enumerate(chats_s):
+            teachers = {name: tokens[i] for name, tokens in aligned.items()}
+            if (example := self.example(chat.spans, teachers, report, chat.learnt(learnt[i]))) is not None:
+                yield example
+
+    def chat_tokens(self, side: Side, conversations: Sequence[Conversation]) -> list[ChatTokens]:
+        assert side.chat is not None, "`prepare` has looked"
+        return _chat_tokenizer(side.vocabulary, side.chat).encode_batch(conversations)
 
     def first_failure(self, texts: Sequence[str]) -> int:
         """The place of the text that `examples` raised for."""
@@ -243,13 +291,19 @@ class _Plan:
                 return place
         raise AssertionError("a batch fails only where one of its documents does")
 
-    def example(self, spans_s: TokenSpans, teachers: dict[str, TeacherTokens], report: DataReport) -> Example | None:
+    def example(
+        self,
+        spans_s: TokenSpans,
+        teachers: dict[str, TeacherTokens],
+        report: DataReport,
+        scored: Bools | None = None,
+    ) -> Example | None:
         cut: int | None = len(spans_s)
         if is_cut := self.is_too_long(spans_s, teachers):
             cut = _common_cut(
                 self.student.context_length, [(teachers[k], s.context_length) for k, s in self.teachers.items()]
             )
-        if cut is None or cut < _SHORTEST:
+        if cut is None or cut < _SHORTEST or (scored is not None and not scored[1:cut].any()):
             report.unusable += 1
             return None
         report.documents += 1
@@ -257,7 +311,7 @@ class _Plan:
         report.bytes += spans_s.length if cut == len(spans_s) else int(spans_s.ends[cut - 1])
         if is_cut:
             teachers = {name: _cut_teacher(tokens, cut) for name, tokens in teachers.items()}
-        example = Example(spans_s.ids[:cut], teachers)
+        example = Example(spans_s.ids[:cut], teachers, None if scored is None else scored[:cut])
         _count(report, example)
         return example
 
@@ -271,6 +325,11 @@ class _Plan:
     def is_too_long(self, spans_s: TokenSpans, teachers: dict[str, TeacherTokens]) -> bool:
         fits = [len(teachers[name].ids) <= side.context_length for name, side in self.teachers.items()]
         return len(spans_s) > self.student.context_length or not all(fits)
+
+
+@lru_cache(maxsize=16)
+def _chat_tokenizer(vocabulary: Vocabulary, template: ChatTemplate) -> ChatTokenizer:
+    return ChatTokenizer(vocabulary, template)
 
 
 def _one_to_one(n: int) -> Ints:
@@ -328,14 +387,16 @@ def _batches(plan: _Plan, source: TextSource, progress: bool, report: DataReport
     if not report.documents:
         raise XTokenError(
             f"{source.name}: no document to train on ({first} read, {report.empty} empty, {report.unusable} unusable: "
-            "too short to predict anything, or not to be cut to the context at a byte common to all sides)"
+            "nothing in them to predict, or not to be cut to the context at a byte common to all sides)"
         )
 
 
-def _columns(examples: Sequence[Example], names: Sequence[str]) -> dict[str, list[Ints]]:
-    columns: dict[str, list[Ints]] = {name: [] for name in names}
+def _columns(examples: Sequence[Example], names: Sequence[str]) -> dict[str, list[NDArray[Any]]]:
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     for example in examples:
         columns["ids"].append(example.ids)
+        if example.scored is not None:
+            columns[_SCORED].append(example.scored)
         for name, tokens in example.teachers.items():
             columns[f"ids:{name}"].append(tokens.ids)
             columns[f"chunks:{name}"].append(tokens.chunks.reshape(-1))

@@ -68,7 +68,7 @@ class PackedData:
     Args:
         data: the documents.
         packing: how they share a sequence.
-        limits: the context of each side, by `side_key`; the student's under the empty string.
+        limits: the context of each side, by `Side.key`; the student's under the empty string.
     """
 
     def __init__(self, data: PreparedData, packing: Packing, limits: Mapping[str, int]) -> None:
@@ -102,4 +102,8 @@ def join(documents: Sequence[Example]) -> Example:
         shifts = [np.array([s, s, b, b]) for s, b in zip(before[:-1], begins[:-1], strict=True)]
         moved = [t.chunks + shift for t, shift in zip(tokens, shifts, strict=True)]
         teachers[side] = TeacherTokens(np.concatenate([t.ids for t in tokens]), np.concatenate(moved))
-    return Example(np.concatenate(ids), teachers, documents[0].number)
+    scored = None
+    if any(document.scored is not None for document in documents):
+        each = (np.ones(len(d.ids), bool) if d.scored is None else d.scored for d in documents)
+        scored = np.concatenate(list(each))
+    return Example(np.concatenate(ids), teachers, scored, documents[0].number)

@@ -18,9 +18,10 @@ from xtoken.config import DataConfig, RunConfig, StudentConfig, TeacherConfig, p
 from xtoken.errors import XTokenError
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.tokens import Vocabulary
-from xtoken.training.data import Side, side_key
+from xtoken.training.data import Side
 from xtoken.training.models import LoadedModel, load_model, max_positions
 from xtoken.training.objectives import Objective, make_objective
+from xtoken.training.templates import ChatTemplate, chat_template_of
 
 __all__ = ["Participants", "Teacher", "gather", "load_teacher"]
 
@@ -36,17 +37,19 @@ class Teacher:
         loaded: its model and tokenizer.
         objective: its loss, and why that one.
         context_length: the longest document, in its tokens.
+        chat: its chat template, where the data are conversations.
     """
 
     config: TeacherConfig
     loaded: LoadedModel
     objective: Objective
     context_length: int
+    chat: ChatTemplate | None = None
 
     @property
     def side(self) -> Side:
         """Its part in the data."""
-        return Side(self.loaded.vocabulary, self.context_length)
+        return Side(self.loaded.vocabulary, self.context_length, self.chat)
 
     def online(self) -> OnlineTeacher:
         """Its part in a training step."""
@@ -55,7 +58,7 @@ class Teacher:
             self.loaded.model,
             self.loaded.vocabulary.size,
             self.objective.loss,
-            side=side_key(self.loaded.vocabulary),
+            side=self.side.key,
             weight=self.config.weight,
             temperature=self.config.temperature,
             sharded=self.config.sharded,
@@ -72,11 +75,18 @@ class Participants:
         student: the model that learns.
         teachers: in the order of the config.
         config: what was asked for, with names, losses and contexts as they came out.
+        chat: the student's chat template, where the data are conversations.
     """
 
     student: LoadedModel
     teachers: tuple[Teacher, ...]
     config: RunConfig
+    chat: ChatTemplate | None = None
+
+    @property
+    def side(self) -> Side:
+        """The student's part in the data."""
+        return Side(self.student.vocabulary, self.config.data.context_length, self.chat)
 
 
 def gather(
@@ -92,7 +102,7 @@ def gather(
 
     Raises:
         XTokenError: a model given twice or not at all, or one that cannot be read; a context longer than a model's
-            positions; a setting that does not fit a loss.
+            positions; a setting that does not fit a loss; a chat template that is needed and not there.
     """
     unnamed = sum(teacher.model is None for teacher in config.teachers)
     if unnamed != len(teachers):
@@ -101,6 +111,7 @@ def gather(
             "must match"
         )
     learner = _student(config.student, student)
+    chat = _chat(config.student, learner, config.data, "student")
     data = _fitted_data(config.data, learner)
     given = iter(teachers)
     settled = []
@@ -109,7 +120,7 @@ def gather(
         settled.append(_settle(settings, number, loaded, learner.vocabulary, data, cache))
     loss = config.loss.model_copy(update={"kd_weight": _kd_weight(config.loss.kd_weight, settled)})
     chosen = config.model_copy(update={"data": data, "teachers": [t.config for t in settled], "loss": loss})
-    return Participants(learner, tuple(settled), chosen)
+    return Participants(learner, tuple(settled), chosen, chat)
 
 
 def load_teacher(
@@ -142,6 +153,15 @@ def _kd_weight(asked: float | Literal["auto", "dynamic"], teachers: Sequence[Tea
         return asked
     names = {teacher.objective.name for teacher in teachers}
     return 1.0 if names == {"path-kl"} else "dynamic"
+
+
+def _chat(
+    settings: StudentConfig | TeacherConfig, loaded: LoadedModel, data: DataConfig, who: str
+) -> ChatTemplate | None:
+    """Its chat template, where the data are conversations."""
+    if data.format != "chat":
+        return None
+    return chat_template_of(loaded.tokenizer_files, loaded.vocabulary, settings.chat_template, who=who)
 
 
 def _student(settings: StudentConfig, given: LoadedModel | None) -> LoadedModel:
@@ -193,10 +213,11 @@ def _settle(
 ) -> Teacher:
     name = settings.name or (Path(settings.model).name if settings.model else f"teacher-{number}")
     context = _fitted_context(settings, number, name, loaded, data)
+    chat = _chat(settings, loaded, data, f"teachers.{number}")
     objective = make_objective(settings, student, loaded.vocabulary, cache)
     log.info("teacher %s teaches by %s: %s", name, objective.name, objective.reason)
     made = settings.model_copy(update={"name": name, "loss": objective.name, "context_length": context})
-    return Teacher(made, loaded, objective, context)
+    return Teacher(made, loaded, objective, context, chat)
 
 
 def _fitted_context(settings: TeacherConfig, number: int, name: str, loaded: LoadedModel, data: DataConfig) -> int:

@@ -30,7 +30,8 @@ from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_interrupt
 from xtoken.training.card import model_card, write_card
 from xtoken.training.compiling import compiled
-from xtoken.training.data import DataReport, PreparedData, Side, prepare, side_key
+from xtoken.training.conversations import ChatColumns
+from xtoken.training.data import DataReport, PreparedData, prepare
 from xtoken.training.hub import check_push, push_folder
 from xtoken.training.learnable import LearntProjection, conclude, projection_file
 from xtoken.training.models import LoadedModel, no_library_bars
@@ -48,7 +49,13 @@ from xtoken.training.output import (
 )
 from xtoken.training.packing import PackedData
 from xtoken.training.participants import Participants, gather
-from xtoken.training.texts import TextSource, texts_from_dataset, texts_from_files, texts_from_list
+from xtoken.training.texts import (
+    TextSource,
+    conversations_from_list,
+    texts_from_dataset,
+    texts_from_files,
+    texts_from_list,
+)
 
 if TYPE_CHECKING:
     from xtoken.training.evaluate import Evaluation, HeldOut
@@ -118,7 +125,7 @@ def distil(
     *,
     student: LoadedModel | None = None,
     teachers: Sequence[LoadedModel] = (),
-    texts: Sequence[str] | None = None,
+    texts: Sequence[Any] | None = None,
     eval_texts: Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -130,8 +137,8 @@ def distil(
         config: the settings, or what a YAML file of them would hold.
         student: a loaded student, trained in place; then the config names none.
         teachers: loaded teachers, in order, for those entries of `config.teachers` that name no model.
-        texts: documents in memory; then the config names no data.
-        eval_texts: held-out documents in memory; then the config names none.
+        texts: documents in memory, then the config names no data: strings, or with `data.format: chat` conversations
+            (lists of messages, or objects with `messages`, or with `prompt` and `completion`).
         resume: go on from the last checkpoint in the output folder, or begin where there is none.
         overwrite: replace the run in the output folder.
         quiet: no progress bars.
@@ -367,22 +374,30 @@ def _adaptive(loss: LossConfig) -> Adaptive | None:
     return Adaptive(loss.teacher_weights, 1.0 if loss.alpha is None else loss.alpha)
 
 
-def _source(data: DataConfig, texts: Sequence[str] | None) -> TextSource:
+def _source(data: DataConfig, texts: Sequence[Any] | None) -> TextSource:
     source = _all_of(data, texts)
     return source if data.max_documents is None else source.first(data.max_documents)
 
 
-def _all_of(data: DataConfig, texts: Sequence[str] | None) -> TextSource:
+def _all_of(data: DataConfig, texts: Sequence[Any] | None) -> TextSource:
+    chat = None
+    if data.format == "chat":
+        chat = ChatColumns(None if data.chat_columns is None else tuple(data.chat_columns))
     if texts is not None:
-        if any((data.files, data.dataset, data.text_column, data.split_text_by)):
+        if any((data.files, data.dataset, data.text_column, data.chat_columns, data.split_text_by)):
             raise XTokenError("texts were passed, so the data section's files, dataset and columns have no effect")
-        return texts_from_list(texts)
+        return texts_from_list(texts) if chat is None else conversations_from_list(texts)
     if data.files is not None:
-        return texts_from_files(data.files, text_column=data.text_column, split_by=data.split_text_by)
+        return texts_from_files(data.files, text_column=data.text_column, split_by=data.split_text_by, chat=chat)
     if data.dataset is None:
         raise XTokenError("there is no data: name data.files (local text) or data.dataset (a `datasets` id)")
     return texts_from_dataset(
-        data.dataset, config=data.config, split=data.split, revision=data.revision, text_column=data.text_column
+        data.dataset,
+        config=data.config,
+        split=data.split,
+        revision=data.revision,
+        text_column=data.text_column,
+        chat=chat,
     )
 
 
@@ -443,10 +458,11 @@ def _data(source: TextSource, participants: Participants, cache: Path, *, progre
     settings = participants.config.data
     data = prepare(
         source,
-        Side(participants.student.vocabulary, settings.context_length),
+        participants.side,
         [teacher.side for teacher in participants.teachers],
         append_eos=settings.append_eos,
         method=settings.alignment,
+        loss_on=settings.loss_on or "assistant",
         cache=cache,
         progress=progress,
     )
@@ -483,7 +499,7 @@ def _packed(data: PreparedData, participants: Participants) -> PreparedData | Pa
         )
     limits = {"": settings.context_length}
     for teacher in participants.teachers:
-        side = side_key(teacher.side.vocabulary)
+        side = teacher.side.key
         limits[side] = min(teacher.context_length, limits.get(side, teacher.context_length))
     found = PackedData(data, settings.packing, limits)
     log.info("packed into %d sequences, %.1f %% full", len(found), 100 * found.fill)

@@ -2,7 +2,8 @@
 
 Type: `TextSource`, a name for messages, a key that changes when the texts may have changed, and a way to read them.
 A document is one string. In a .txt file it is a line, as the `text` loader of `datasets` has it, unless told otherwise;
-in .jsonl and .parquet it is the text column of a row. A file that is not UTF-8 is an error that names the byte.
+in .jsonl and .parquet it is the text column of a row, or its conversation. A file that is not UTF-8 is an error that
+names the byte.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from xtoken.errors import XTokenError
+from xtoken.training.conversations import ChatColumns, Conversation
 
-__all__ = ["TextSource", "texts_from_dataset", "texts_from_files", "texts_from_list"]
+__all__ = ["TextSource", "conversations_from_list", "texts_from_dataset", "texts_from_files", "texts_from_list"]
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 SPLITS = ("line", "paragraph", "document")
@@ -66,8 +68,49 @@ def texts_from_list(texts: Sequence[str], name: str = "the given texts") -> Text
     return TextSource(name, digest.hexdigest(), lambda: iter(held), len(held))
 
 
+def conversations_from_list(conversations: Sequence[Any], name: str = "the given conversations") -> TextSource:
+    """Conversations that are in memory already.
+
+    Args:
+        conversations: lists of messages, or objects with `messages`, or with `prompt` and `completion`.
+        name: what messages call them.
+
+    Raises:
+        XTokenError: something else among them.
+    """
+    texts = []
+    for number, one in enumerate(conversations):
+        try:
+            texts.append(Conversation.of(one).to_json())
+        except XTokenError as error:
+            raise XTokenError(f"{name}, document {number} (counting from 0): {error}") from None
+    return texts_from_list(texts, name)
+
+
+@dataclass(frozen=True)
+class _TextColumn:
+    """Where a row holds its text; `ChatColumns` is the same for conversations."""
+
+    name: str
+
+    def among(self, columns: Sequence[str], where: str) -> list[str]:
+        if self.name not in columns:
+            raise _no_column(self.name, columns, where)
+        return [self.name]
+
+    def read(self, row: Mapping[str, Any], where: str) -> str:
+        return _text(row[self.among(list(row), where)[0]], self.name, where)
+
+
+_Columns = _TextColumn | ChatColumns
+
+
 def texts_from_files(
-    patterns: Sequence[str | Path], *, text_column: str | None = None, split_by: str | None = None
+    patterns: Sequence[str | Path],
+    *,
+    text_column: str | None = None,
+    split_by: str | None = None,
+    chat: ChatColumns | None = None,
 ) -> TextSource:
     """Documents in local files.
 
@@ -75,6 +118,7 @@ def texts_from_files(
         patterns: files, folders (everything readable in them, sorted) or glob patterns.
         text_column: the key or column that holds the text in .jsonl and .parquet; `text` by default.
         split_by: what a document is in a .txt file: `line` (default), `paragraph` or `document`.
+        chat: the rows hold conversations, in these columns.
 
     Raises:
         XTokenError: no such file, or of another kind; a setting without effect. While reading: a file that is not
@@ -88,9 +132,13 @@ def texts_from_files(
         raise XTokenError(f"text_column {text_column!r} has no effect: the files are all .txt, which have no columns")
     if split_by is not None and ".txt" not in kinds:
         raise XTokenError(f"split_text_by {split_by!r} has no effect: there is no .txt file among the data")
-    key = hashlib.sha256(json.dumps([[_digest(file) for file in files], text_column, split_by]).encode()).hexdigest()
+    if chat is not None and ".txt" in kinds:
+        raise XTokenError("a .txt file holds no conversations; chat data is .jsonl or .parquet")
+    columns: _Columns = _TextColumn(text_column or DEFAULT_COLUMN) if chat is None else chat
+    depends = [[_digest(file) for file in files], text_column, split_by, *([] if chat is None else [chat.key])]
+    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    return TextSource(name, key, partial(_read_files, files, text_column or DEFAULT_COLUMN, split_by or "line"))
+    return TextSource(name, key, partial(_read_files, files, columns, split_by or "line"))
 
 
 def texts_from_dataset(
@@ -100,6 +148,7 @@ def texts_from_dataset(
     split: str | None = None,
     revision: str | None = None,
     text_column: str | None = None,
+    chat: ChatColumns | None = None,
 ) -> TextSource:
     """Documents of a Hugging Face data set.
 
@@ -109,21 +158,21 @@ def texts_from_dataset(
         split: `train` by default.
         revision: a hub revision.
         text_column: `text` by default.
+        chat: the rows hold conversations, in these columns.
 
     Raises:
         XTokenError: it cannot be loaded, or has no such column; the message lists those there are.
     """
     rows = _load_rows(path, config, split or "train", revision)
-    column = text_column or DEFAULT_COLUMN
-    if column not in rows.column_names:
-        raise _no_column(column, rows.column_names, f"the data set {path}")
+    columns: _Columns = _TextColumn(text_column or DEFAULT_COLUMN) if chat is None else chat
+    names = columns.among(rows.column_names, f"the data set {path}")
 
     def read() -> Iterator[str]:
-        for start in range(0, len(rows), _PARQUET_ROWS):
-            for value in rows[start : start + _PARQUET_ROWS][column]:
-                yield _text(value, column, f"the data set {path}")
+        for row in rows.select_columns(names):
+            yield columns.read(row, f"the data set {path}")
 
-    key = hashlib.sha256(json.dumps([rows._fingerprint, column]).encode()).hexdigest()
+    depends = [rows._fingerprint, names[0]] if chat is None else [rows._fingerprint, chat.key]
+    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()
     return TextSource(path, key, read, len(rows))
 
 
@@ -168,14 +217,14 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_files(files: Sequence[Path], column: str, split_by: str) -> Iterator[str]:
+def _read_files(files: Sequence[Path], columns: _Columns, split_by: str) -> Iterator[str]:
     for file in files:
         if file.suffix == ".txt":
             yield from _read_text(file, split_by)
         elif file.suffix == ".jsonl":
-            yield from _read_jsonl(file, column)
+            yield from _read_jsonl(file, columns)
         else:
-            yield from _read_parquet(file, column)
+            yield from _read_parquet(file, columns)
 
 
 def _read_text(file: Path, split_by: str) -> Iterator[str]:
@@ -195,7 +244,7 @@ def _read_text(file: Path, split_by: str) -> Iterator[str]:
         yield "".join(paragraph).rstrip("\r\n")
 
 
-def _read_jsonl(file: Path, column: str) -> Iterator[str]:
+def _read_jsonl(file: Path, columns: _Columns) -> Iterator[str]:
     for number, line in enumerate(_lines(file), 1):
         if not line.strip():
             continue
@@ -204,13 +253,11 @@ def _read_jsonl(file: Path, column: str) -> Iterator[str]:
         except json.JSONDecodeError as error:
             raise XTokenError(f"{file}, line {number}: not valid JSON: {error}") from None
         if not isinstance(row, dict):
-            raise XTokenError(f"{file}, line {number}: expected an object with the key {column!r}, got {line[:40]!r}")
-        if column not in row:
-            raise _no_column(column, list(row), f"{file}, line {number}")
-        yield _text(row[column], column, f"{file}, line {number}")
+            raise XTokenError(f"{file}, line {number}: expected an object with keys, got {line[:40]!r}")
+        yield columns.read(row, f"{file}, line {number}")
 
 
-def _read_parquet(file: Path, column: str) -> Iterator[str]:
+def _read_parquet(file: Path, columns: _Columns) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
@@ -219,12 +266,10 @@ def _read_parquet(file: Path, column: str) -> Iterator[str]:
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise XTokenError(f"{file} is not a readable Parquet file: {error}") from None
     with table:
-        names = table.schema_arrow.names
-        if column not in names:
-            raise _no_column(column, names, str(file))
-        for batch in table.iter_batches(_PARQUET_ROWS, columns=[column]):
-            for value in batch.column(0).to_pylist():
-                yield _text(value, column, str(file))
+        names = columns.among(table.schema_arrow.names, str(file))
+        for batch in table.iter_batches(_PARQUET_ROWS, columns=names):
+            for row in batch.to_pylist():
+                yield columns.read(row, str(file))
 
 
 def _lines(file: Path) -> Iterator[str]:
