@@ -7,36 +7,70 @@ The entry point is `distil`:
                      "data": {"files": ["text.jsonl"]}, "output": {"folder": "run"}})
 
 It is made of parts that work alone: `prepare` (documents to examples), `Collator` (examples to batches), `Distiller`
-(logits to a loss) and `XTokenTrainer` (the loop).
+(logits to a loss) and `XTokenTrainer` (the loop). Each is loaded on first use, so that a worker process, which only
+tokenises and aligns, starts without torch and transformers.
 """
 
-from xtoken.training.collator import Collator
-from xtoken.training.data import DataReport, Example, PreparedData, Side, prepare, side_key
-from xtoken.training.distiller import Counts, Distiller, Terms
-from xtoken.training.models import LoadedModel, load_model
-from xtoken.training.run import RunResult, TeacherChoice, distil
-from xtoken.training.texts import TextSource, texts_from_dataset, texts_from_files, texts_from_list
-from xtoken.training.trainer import XTokenTrainer
+from __future__ import annotations
 
-__all__ = [
-    "Collator",
-    "Counts",
-    "DataReport",
-    "Distiller",
-    "Example",
-    "LoadedModel",
-    "PreparedData",
-    "RunResult",
-    "Side",
-    "TeacherChoice",
-    "Terms",
-    "TextSource",
-    "XTokenTrainer",
-    "distil",
-    "load_model",
-    "prepare",
-    "side_key",
-    "texts_from_dataset",
-    "texts_from_files",
-    "texts_from_list",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xtoken.training.collator import Collator as Collator
+    from xtoken.training.data import DataReport as DataReport
+    from xtoken.training.data import Example as Example
+    from xtoken.training.data import PreparedData as PreparedData
+    from xtoken.training.data import Side as Side
+    from xtoken.training.data import prepare as prepare
+    from xtoken.training.data import side_key as side_key
+    from xtoken.training.distiller import Counts as Counts
+    from xtoken.training.distiller import Distiller as Distiller
+    from xtoken.training.distiller import Terms as Terms
+    from xtoken.training.models import LoadedModel as LoadedModel
+    from xtoken.training.models import load_model as load_model
+    from xtoken.training.run import RunResult as RunResult
+    from xtoken.training.run import TeacherChoice as TeacherChoice
+    from xtoken.training.run import distil as distil
+    from xtoken.training.texts import TextSource as TextSource
+    from xtoken.training.texts import texts_from_dataset as texts_from_dataset
+    from xtoken.training.texts import texts_from_files as texts_from_files
+    from xtoken.training.texts import texts_from_list as texts_from_list
+    from xtoken.training.trainer import XTokenTrainer as XTokenTrainer
+
+_HOME = {
+    "Collator": "xtoken.training.collator",
+    "Counts": "xtoken.training.distiller",
+    "DataReport": "xtoken.training.data",
+    "Distiller": "xtoken.training.distiller",
+    "Example": "xtoken.training.data",
+    "LoadedModel": "xtoken.training.models",
+    "PreparedData": "xtoken.training.data",
+    "RunResult": "xtoken.training.run",
+    "Side": "xtoken.training.data",
+    "TeacherChoice": "xtoken.training.run",
+    "Terms": "xtoken.training.distiller",
+    "TextSource": "xtoken.training.texts",
+    "XTokenTrainer": "xtoken.training.trainer",
+    "distil": "xtoken.training.run",
+    "load_model": "xtoken.training.models",
+    "prepare": "xtoken.training.data",
+    "side_key": "xtoken.training.data",
+    "texts_from_dataset": "xtoken.training.texts",
+    "texts_from_files": "xtoken.training.texts",
+    "texts_from_list": "xtoken.training.texts",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
