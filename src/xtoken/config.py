@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xtoken.errors import XTokenError
 
 __all__ = [
+    "CorpusConfig",
     "DataConfig",
     "LossConfig",
     "OptimConfig",
@@ -96,8 +97,8 @@ class TeacherConfig(_ModelSection):
     )
 
 
-class DataConfig(_Section):
-    """The text to train on."""
+class _SourceSection(_Section):
+    """Where documents come from."""
 
     files: list[str] | None = Field(
         default=None, description="Local .txt, .jsonl or .parquet files, folders of them, or glob patterns."
@@ -113,6 +114,58 @@ class DataConfig(_Section):
         "blank lines, or the file.",
     )
     max_documents: Count | None = Field(default=None, description="Use the first so many documents only.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"files": [value]} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> _SourceSection:
+        if self.files is not None and self.dataset is not None:
+            raise ValueError("give files or dataset, not both")
+        if self.dataset is None:
+            for key in ("config", "split", "revision"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} has no effect without dataset")
+        if self.dataset is not None and self.split_text_by is not None:
+            raise ValueError("split_text_by has no effect with dataset: it is about .txt files")
+        return self
+
+
+class CorpusConfig(_SourceSection):
+    """One of several corpora."""
+
+    name: str | None = Field(default=None, description="What messages call it; by default its file or dataset.")
+    weight: Positive = Field(
+        default=1.0, description="Its share of the student's tokens, against the other corpora's weights."
+    )
+
+    @model_validator(mode="after")
+    def _has_source(self) -> CorpusConfig:
+        if self.files is None and self.dataset is None:
+            raise ValueError("a corpus needs files or dataset")
+        return self
+
+
+class DataConfig(_SourceSection):
+    """The text to train on."""
+
+    corpora: list[CorpusConfig] = Field(
+        default=[], description="Several corpora in place of one, each with the keys above and a weight."
+    )
+    streaming: bool = Field(
+        default=False,
+        description="Read, tokenise and align while training, and keep nothing: for more text than a disk holds.",
+    )
+    shuffle_buffer: Count | None = Field(
+        default=None,
+        description="With streaming: a document is drawn at random from so many (default 10000; 1 keeps the order).",
+    )
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Processes that tokenise and align; 0 is none, by default one a core (with streaming at most 4).",
+    )
     context_length: Count = Field(
         default=4096,
         description="The longest document in tokens, of the student and of each teacher; a longer one is cut.",
@@ -123,21 +176,16 @@ class DataConfig(_Section):
         description="How the two tokenizations are aligned: bytes is exact, the others are for comparison.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        return {"files": [value]} if isinstance(value, str) else value
-
     @model_validator(mode="after")
-    def _one_source(self) -> DataConfig:
-        if self.files is not None and self.dataset is not None:
-            raise ValueError("give files or dataset, not both")
-        if self.dataset is None:
-            for key in ("config", "split", "revision"):
+    def _settings_fit(self) -> DataConfig:
+        if self.corpora:
+            for key in _SourceSection.model_fields:
                 if getattr(self, key) is not None:
-                    raise ValueError(f"{key} has no effect without dataset")
-        if self.dataset is not None and self.split_text_by is not None:
-            raise ValueError("split_text_by has no effect with dataset: it is about .txt files")
+                    raise ValueError(f"{key} has no effect beside corpora: give it to each of them")
+            if self.streaming:
+                raise ValueError("streaming takes one source: the shares of corpora are known when all are prepared")
+        if self.shuffle_buffer is not None and not self.streaming:
+            raise ValueError("shuffle_buffer has no effect without streaming: all of the data is shuffled")
         return self
 
 

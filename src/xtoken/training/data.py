@@ -341,12 +341,12 @@ class _Batch:
 
     Attributes:
         source: what messages call where they are from.
-        first: the number of the first one.
+        numbers: theirs, counted from 0.
         texts: the documents.
     """
 
     source: str
-    first: int
+    numbers: Sequence[int]
     texts: list[str]
 
 
@@ -357,10 +357,10 @@ def _cut(source: TextSource) -> Iterator[_Batch]:
         texts.append(text)
         size += len(text)
         if len(texts) == _BATCH or size >= _BATCH_CHARACTERS:
-            yield _Batch(source.name, first, texts)
+            yield _Batch(source.name, range(first, first + len(texts)), texts)
             first, size, texts = first + len(texts), 0, []
     if texts:
-        yield _Batch(source.name, first, texts)
+        yield _Batch(source.name, range(first, first + len(texts)), texts)
 
 
 def _examples(plan: _Plan, batch: _Batch) -> tuple[list[Example], DataReport]:
@@ -371,7 +371,7 @@ def _examples(plan: _Plan, batch: _Batch) -> tuple[list[Example], DataReport]:
     try:
         return list(plan.examples(kept, report)), report
     except XTokenError as error:
-        number = batch.first + plan.first_failure(batch.texts)
+        number = batch.numbers[plan.first_failure(batch.texts)]
         raise XTokenError(f"{batch.source}, document {number} (counting from 0): {error}") from error
 
 

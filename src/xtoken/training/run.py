@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 
-from xtoken.config import DataConfig, RunConfig, parse_config
+from xtoken.config import CorpusConfig, DataConfig, RunConfig, parse_config
 from xtoken.errors import XTokenError
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_interrupt
+from xtoken.training.changes import ingredients
 from xtoken.training.data import DataReport, PreparedData, Side, prepare
+from xtoken.training.mixture import Corpus, MixedData
 from xtoken.training.models import LoadedModel, no_library_bars
 from xtoken.training.output import (
     COPIED,
@@ -36,11 +38,14 @@ from xtoken.training.output import (
     save_student,
 )
 from xtoken.training.participants import Participants, gather
+from xtoken.training.streaming import DEFAULT_BUFFER, StreamedData
 from xtoken.training.texts import TextSource, texts_from_dataset, texts_from_files, texts_from_list
 
 __all__ = ["RunResult", "TeacherChoice", "cache_folder", "distil"]
 
 log = logging.getLogger(__name__)
+
+Data = PreparedData | MixedData | StreamedData
 
 CACHE_VARIABLE = "XTOKEN_CACHE"
 
@@ -110,13 +115,13 @@ def distil(
             with the step.
     """
     config = config if isinstance(config, RunConfig) else parse_config(config)
-    source = _source(config.data, texts)
+    sources = _sources(config.data, texts)
     check_arguments(config)
     folder = _folder(config, resume=resume, overwrite=overwrite)
     cache = cache_folder()
     with no_library_bars() if quiet else nullcontext():
         participants = gather(config, student, teachers, cache)
-    data = _data(source, participants, cache, progress=not quiet)
+    data = _data(sources, participants, cache, progress=not quiet)
     return _Run(participants, data, folder, quiet).go(resume=resume, overwrite=overwrite)
 
 
@@ -125,7 +130,7 @@ class _Run:
     """Everything made ready."""
 
     participants: Participants
-    data: PreparedData
+    data: Data
     folder: Path | None
     quiet: bool
 
@@ -133,7 +138,7 @@ class _Run:
         """Settles where to begin, and trains."""
         checkpoint = None
         if self.folder is not None and resume:
-            check_same_run(self.folder, self.participants.config, self.data.key)
+            check_same_run(self.folder, self.participants.config, self.data.key, self.made_of())
             checkpoint = last_checkpoint(self.folder)
             log.info("going on from %s" if checkpoint else "nothing to go on from in %s", checkpoint or self.folder)
         with ExitStack() as stack:
@@ -204,6 +209,12 @@ class _Run:
             for teacher in self.participants.teachers
         )
 
+    def made_of(self) -> dict[str, Any]:
+        """What the data's key is made of."""
+        parts = [corpus.data for corpus in self.data.corpora] if isinstance(self.data, MixedData) else [self.data]
+        teachers = {str(teacher.config.name): teacher.loaded.vocabulary for teacher in self.participants.teachers}
+        return ingredients([part.made_of for part in parts], self.participants.student.vocabulary, teachers)
+
     def facts(self) -> dict[str, Any]:
         """What the resolved config does not say."""
         import transformers
@@ -212,8 +223,9 @@ class _Run:
 
         return {
             "data": self.data.key,
+            "made_of": self.made_of(),
             COPIED: [file.name for file in self.participants.student.tokenizer_files],
-            "documents": asdict(self.data.report),
+            "documents": None if isinstance(self.data, StreamedData) else asdict(self.data.report),
             "teachers": [asdict(choice) for choice in self.choices()],
             "student_fingerprint": self.participants.student.vocabulary.fingerprint,
             "teacher_fingerprints": [t.loaded.vocabulary.fingerprint for t in self.participants.teachers],
@@ -226,23 +238,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "xtoken")
 
 
-def _source(data: DataConfig, texts: Sequence[str] | None) -> TextSource:
-    source = _all_of(data, texts)
-    return source if data.max_documents is None else source.first(data.max_documents)
-
-
-def _all_of(data: DataConfig, texts: Sequence[str] | None) -> TextSource:
+def _sources(data: DataConfig, texts: Sequence[str] | None) -> list[TextSource]:
+    """One for each corpus, in order."""
     if texts is not None:
-        if any((data.files, data.dataset, data.text_column, data.split_text_by)):
+        if any((data.files, data.dataset, data.text_column, data.split_text_by, data.corpora)):
             raise XTokenError("texts were passed, so the data section's files, dataset and columns have no effect")
-        return texts_from_list(texts)
-    if data.files is not None:
-        return texts_from_files(data.files, text_column=data.text_column, split_by=data.split_text_by)
-    if data.dataset is None:
+        source = texts_from_list(texts)
+        return [source if data.max_documents is None else source.first(data.max_documents)]
+    if data.files is None and data.dataset is None and not data.corpora:
         raise XTokenError("there is no data: name data.files (local text) or data.dataset (a `datasets` id)")
-    return texts_from_dataset(
-        data.dataset, config=data.config, split=data.split, revision=data.revision, text_column=data.text_column
-    )
+    parts: Sequence[DataConfig | CorpusConfig] = data.corpora or [data]
+    return [_source(part, data.streaming) for part in parts]
+
+
+def _source(data: DataConfig | CorpusConfig, streaming: bool) -> TextSource:
+    if data.files is not None:
+        source = texts_from_files(
+            data.files, text_column=data.text_column, split_by=data.split_text_by, streaming=streaming
+        )
+    else:
+        source = texts_from_dataset(
+            str(data.dataset),
+            config=data.config,
+            split=data.split,
+            revision=data.revision,
+            text_column=data.text_column,
+            streaming=streaming,
+        )
+    return source if data.max_documents is None else source.first(data.max_documents)
 
 
 def _folder(config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:
@@ -258,20 +281,61 @@ def _folder(config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:
     return folder
 
 
-def _data(source: TextSource, participants: Participants, cache: Path, *, progress: bool) -> PreparedData:
-    settings = participants.config.data
-    data = prepare(
-        source,
-        Side(participants.student.vocabulary, settings.context_length),
-        [teacher.side for teacher in participants.teachers],
-        append_eos=settings.append_eos,
-        method=settings.alignment,
-        cache=cache,
-        progress=progress,
-    )
-    report = data.report
-    if not report.chunks:
+def _data(sources: Sequence[TextSource], participants: Participants, cache: Path, *, progress: bool) -> Data:
+    """The examples: prepared, prepared and mixed, or made while training."""
+    config = participants.config
+    settings = config.data
+    student = Side(participants.student.vocabulary, settings.context_length)
+    teachers = [teacher.side for teacher in participants.teachers]
+    if not teachers:
         log.info("no teachers: the student is trained by cross-entropy alone")
+    if settings.streaming:
+        return StreamedData(
+            sources[0],
+            student,
+            teachers,
+            append_eos=settings.append_eos,
+            method=settings.alignment,
+            seed=config.seed,
+            buffer=settings.shuffle_buffer or DEFAULT_BUFFER,
+            workers=settings.workers,
+            rank=int(os.environ.get("RANK") or 0),  # as launchers set it; `trainer_arguments` checks WORLD_SIZE
+            world=int(os.environ.get("WORLD_SIZE") or 1),
+        )
+    prepared = [
+        prepare(
+            source,
+            student,
+            teachers,
+            append_eos=settings.append_eos,
+            method=settings.alignment,
+            cache=cache,
+            progress=progress,
+            workers=settings.workers,
+        )
+        for source in sources
+    ]
+    data: PreparedData | MixedData = prepared[0]
+    if settings.corpora:
+        names = [one.name or source.name for one, source in zip(settings.corpora, sources, strict=True)]
+        weights = [one.weight for one in settings.corpora]
+        data = MixedData([Corpus(*corpus) for corpus in zip(names, prepared, weights, strict=True)])
+        _tell_mixture(data, config.optim.steps * config.optim.batch_size)
+    _tell_report(data.report)
+    return data
+
+
+def _tell_mixture(data: MixedData, examples: int) -> None:
+    """Logs what the weights come to in a run of so many examples."""
+    shares, repetitions = data.shares(), data.repetitions(examples)
+    for corpus, share, repetition in zip(data.corpora, shares, repetitions, strict=True):
+        log.info(
+            "%s: %.1f %% of the tokens; each of its %d documents is seen %.2f times",
+            *(corpus.name, 100 * share, len(corpus.data), repetition),
+        )
+
+
+def _tell_report(report: DataReport) -> None:
     log.info("%d documents, %d bytes, %d student tokens", report.documents, report.bytes, report.student_tokens)
     for count, what in (
         (report.truncated, "longer than the context were cut, on every side at the same byte"),
@@ -280,4 +344,3 @@ def _data(source: TextSource, participants: Participants, cache: Path, *, progre
     ):
         if count:
             log.info("%d documents %s", count, what)
-    return data

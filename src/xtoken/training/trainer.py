@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from xtoken.errors import XTokenError
@@ -26,8 +27,11 @@ from xtoken.teachers.causal import HiddenReader, causal_logits
 from xtoken.teachers.online import OnlineTeacher, check_head
 from xtoken.training.callbacks import JsonLines, LossBar
 from xtoken.training.collator import Collator
+from xtoken.training.data import PreparedData
 from xtoken.training.distiller import DROPPED, Counts, Distiller, KdWeight, Terms
+from xtoken.training.mixture import EpochSampler, MixedData
 from xtoken.training.output import last_checkpoint
+from xtoken.training.streaming import StreamedData
 
 __all__ = ["XTokenTrainer"]
 
@@ -45,7 +49,7 @@ class XTokenTrainer(Trainer):
         model: the student, a Hugging Face causal LM.
         teachers: each with its model, loss and weight; none trains by cross-entropy alone.
         args: the Trainer's own. What this trainer cannot honour is refused.
-        train_dataset: examples, as `xtoken.training.prepare` makes them.
+        train_dataset: examples, as `xtoken.training.prepare` makes them, a `MixedData` or a `StreamedData`.
         eval_dataset: likewise; its loss is the same combination, batch by batch.
         student_vocab_size: the size of the student's tokenizer; by default the width of its head.
         kd_weight: of the teachers' sum, or `dynamic`: scaled to the cross-entropy, micro-batch by micro-batch.
@@ -79,6 +83,8 @@ class XTokenTrainer(Trainer):
         vocab_size = _head_width(model) if student_vocab_size is None else student_vocab_size
         check_head(model, vocab_size, "the student")
         args.remove_unused_columns = False  # examples are not dicts of the model's arguments
+        if isinstance(train_dataset, StreamedData):
+            args.ignore_data_skip = True  # the stream itself goes on where it stood
         use_cache = getattr(model.config, "use_cache", None)
         super().__init__(
             model=model,
@@ -115,6 +121,37 @@ class XTokenTrainer(Trainer):
         outcome = super().train(*args, **kwargs)
         self._check_finite(self._drain())
         return outcome
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """An order that depends on the seed and the epoch alone."""
+        data = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(data, (PreparedData, MixedData)):
+            return super()._get_train_sampler(train_dataset)
+        return EpochSampler(data, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's own; a stream is dealt out to the processes already, so nothing may divide it once more."""
+        data = self.train_dataset
+        if not isinstance(data, StreamedData):
+            return super().get_train_dataloader()
+        return DataLoader(
+            data,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),  # its own: the global one belongs to the model
+        )
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """What each process needs to go on as it would have: its random state, and its place in the stream."""
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, StreamedData):
+            self.train_dataset.save_position(Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if isinstance(self.train_dataset, StreamedData) and checkpoint is not None:
+            self.train_dataset.load_position(Path(checkpoint))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -20,12 +20,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.resource_tracker import ensure_running
 from types import ModuleType
 from typing import Any, TypeVar
 
 from xtoken.errors import XTokenError
 
-__all__ = ["default_workers", "in_order", "settle_in", "without_main_script"]
+__all__ = ["apart", "default_workers", "in_order", "settle_in"]
 
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
@@ -151,7 +152,7 @@ def _started(n: int) -> Iterator[list[_Worker]]:
         for _ in range(n):
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-            with without_main_script():
+            with apart():
                 process.start()
             theirs.close()  # then the end of the process is the end of the pipe
             crew.append(_Worker(process, ours))
@@ -165,14 +166,23 @@ def _started(n: int) -> Iterator[list[_Worker]]:
 
 
 @contextmanager
-def without_main_script() -> Iterator[None]:
-    """Processes that are spawned in it do not run the main script again, and the modules it imports."""
+def apart() -> Iterator[None]:
+    """Processes that are spawned in it do not run the main script again, and Ctrl-C does not reach them.
+
+    It reaches this process, and waits until the block is left. Where signals cannot be held back (Windows), `settle_in`
+    alone sees to it, once the process has started.
+    """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
+    if holds_back := hasattr(signal, "pthread_sigmask"):
+        ensure_running()  # starting it sets the mask back
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        if holds_back:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def settle_in() -> None:
