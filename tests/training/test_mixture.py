@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
 from training import tiny
+from xtoken.errors import XTokenError
+from xtoken.training import distil
+from xtoken.training.callbacks import StopRequest
 from xtoken.training.data import PreparedData, Side, prepare
 from xtoken.training.mixture import Corpus, EpochSampler, MixedData
 
@@ -136,7 +140,56 @@ def test_the_order_does_not_depend_on_the_processes_nor_on_a_fresh_start(data: A
         assert read(data, processes, epoch=epoch, skip=3) == whole[12:]
 
 
-def test_prepare_keeps_each_corpus_by_itself(tmp_path: Path) -> None:
-    texts = [tiny.documents(4), tiny.documents(4, seed=1)]
-    keys = [prepare(one, STUDENT, cache=tmp_path).key for one in texts]
-    assert sorted(file.stem for file in (tmp_path / "prepared").glob("*.arrow")) == sorted(keys)
+def config(folder: Path, **changes: Any) -> dict[str, Any]:
+    for name, texts in (("big.txt", tiny.documents(40)), ("small.txt", tiny.documents(3, seed=1))):
+        (folder / name).write_text("\n".join(texts))
+    corpora = [{"files": [str(folder / "big.txt")], "weight": 3}, {"files": [str(folder / "small.txt")], "name": "few"}]
+    return {
+        "teachers": [{}],
+        "data": {"corpora": corpora},
+        "optim": {"steps": 12, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 3e-3},
+        "output": {"folder": str(folder / "out"), "save_every": 100},
+    } | changes
+
+
+def train(settings: dict[str, Any], seed: int = 0, **options: Any) -> Any:
+    return distil(settings, student=tiny.student(seed), teachers=[tiny.teacher()], quiet=True, **options)
+
+
+def test_a_mixture_is_trained_on_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cache: Path
+) -> None:
+    """96 documents, so that the run stops and goes on in its second epoch."""
+    with caplog.at_level(logging.INFO, "xtoken"):
+        whole = train(config(tmp_path))
+    assert (
+        f"{tmp_path / 'big.txt'}: 75.0 % of the tokens; each of its 40 documents is seen 1.81 times" in caplog.messages
+    )
+    assert "few: 25.0 % of the tokens; each of its 3 documents is seen 7.85 times" in caplog.messages
+    prepared = {file.name: file.stat().st_mtime_ns for file in (cache / "prepared").iterdir()}
+    broken = config(tmp_path, output={"folder": str(tmp_path / "broken"), "save_every": 100})
+
+    def stop(self: StopRequest, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 9:
+            self.asked = control.should_save = control.should_training_stop = True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "on_step_end", stop)
+        assert train(broken).interrupted
+    result = train(broken, seed=5, resume=True)
+    assert [line["ce"] for line in result.log] == [line["ce"] for line in whole.log]
+    heavier = config(tmp_path)
+    heavier["data"]["corpora"][1]["weight"] = 2
+    with pytest.raises(XTokenError, match=r"data\.corpora\.1\.weight: 1\.0 then, 2\.0 now"):
+        train(heavier, resume=True)
+    (tmp_path / "moved.txt").write_bytes((tmp_path / "small.txt").read_bytes())
+    moved = config(tmp_path)
+    moved["data"]["corpora"][1] |= {"files": [str(tmp_path / "moved.txt")], "name": "else"}
+    assert train(moved, resume=True).steps == 12
+    train(heavier, overwrite=True)
+    assert {file.name: file.stat().st_mtime_ns for file in (cache / "prepared").iterdir()} == prepared
+
+
+def test_texts_in_memory_leave_no_room_for_corpora(tmp_path: Path) -> None:
+    with pytest.raises(XTokenError, match="texts were passed"):
+        train(config(tmp_path), texts=["a"])

@@ -111,11 +111,9 @@ def test_workers_change_nothing() -> None:
     expected = take(streamed(source), 60)
     assert take(streamed(source, workers=2), 60) == expected
     bad = streamed([*TEXTS, "bad \ud800"], workers=2, buffer=1)
-    found = []
     with pytest.raises(XTokenError, match=r"the given texts, document 23 \(counting from 0\): .*lone surrogate"):
-        found += take(bad, 10) + take(bad, 20)
-    assert found == []
-    assert bad.position.block == 4
+        take(bad, 30)
+    assert bad.position == Position(4, 4)  # all before the block with the bad document
 
 
 @pytest.mark.parametrize("stopped_at", [1, 4, 10, 31])
@@ -236,6 +234,7 @@ def test_a_streaming_run_that_goes_on_ends_as_the_unbroken_one(
         second = train(config(tmp_path / name, workers=workers), seed=5, resume=True)
         assert second.steps == 12
         assert log(tmp_path / name) == log(tmp_path / "whole")
+        assert not any("epoch" in line for line in second.log)
         whole, broken = (load_file(tmp_path / one / "model.safetensors") for one in ("whole", name))
         assert all(torch.equal(whole[key], broken[key]) for key in whole)
     assert not (cache / "prepared").exists()

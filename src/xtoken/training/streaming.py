@@ -1,13 +1,13 @@
 """Examples made while the model trains: the corpus is never read whole, and nothing of it is kept.
 
 `StreamedData` is an endless dataset: pass after pass over the documents, each in another order. Documents go through a
-shuffle buffer and are cut into blocks; the processes of a run take turns with the blocks, and so do the workers of a
-DataLoader within each, which tokenise and align them. Laws: within a pass each document is in one block; the sequence
-of examples that a process gets depends on the seed, the buffer and the number of processes, and not on the number of
-workers; a stream that starts where another one stood goes on as that one would have.
+shuffle buffer and are cut into blocks; the processes of a run take turns with the blocks, and the workers of each
+tokenise and align its own. Laws: within a pass each document is in one block; the sequence of examples that a process
+gets depends on the seed, the buffer and the number of processes, and not on the number of workers; a stream that starts
+where another one stood goes on as that one would have.
 
-A worker reads all of the stream, in step with the others, and makes examples of its own blocks alone: reading is much
-cheaper than tokenising. Starting in the middle reads and passes over what came before, without tokenising it.
+Each process of a run reads all of the stream and makes examples of its own blocks alone: reading is much cheaper than
+tokenising. Starting in the middle reads what came before and passes over it, without tokenising.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from xtoken.errors import XTokenError
 from xtoken.files import write_whole
@@ -37,7 +35,7 @@ from xtoken.training.data import (
     _plan_for,
 )
 from xtoken.training.texts import TextSource
-from xtoken.training.workers import apart, default_workers, settle_in
+from xtoken.training.workers import default_workers, in_order
 
 __all__ = ["DEFAULT_BUFFER", "Position", "StreamedData", "shuffled"]
 
@@ -45,7 +43,7 @@ DEFAULT_BUFFER = 10_000
 # Documents in a block, and about their characters: what a worker does at a time.
 _BLOCK = 64
 _BLOCK_CHARACTERS = 1 << 20
-# Each worker holds a buffer of its own and reads the whole stream, so more of them stop paying earlier.
+# One model does not learn from more than so many can tokenise, and the rest of a machine's cores have their own work.
 _MOST_WORKERS = 4
 # Passes without a single example, for each process, after which there is none to come.
 _FRUITLESS = 2
@@ -66,8 +64,12 @@ class Position:
     example: int = 0
 
 
-class StreamedData(IterableDataset[Example]):
+class StreamedData:
     """An endless sequence of examples.
+
+    `XTokenTrainer` reads it through a DataLoader. It is the dataset, and not the DataLoader, that has worker processes:
+    theirs are then those of `prepare`, which start at once, are given documents that one process has read and put in
+    order, and tell an error as it is.
 
     Attributes:
         key: sha256 in hexadecimal of everything the examples depend on.
@@ -169,13 +171,6 @@ class _Block:
 
 
 @dataclass(frozen=True)
-class _Failure:
-    """What ended the stream: an exception would come out of a DataLoader's worker wrapped in its traceback."""
-
-    message: str
-
-
-@dataclass(frozen=True)
 class _Blocks:
     """The blocks of one process: which documents are in them, and what becomes of those."""
 
@@ -187,37 +182,8 @@ class _Blocks:
     world: int
 
     def made(self, first: int, workers: int) -> Iterator[_Block]:
-        """All blocks from a number on, in order, made by workers or here."""
-        loader: Any = DataLoader(
-            _Share(self, first),
-            batch_size=None,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_begin_worker,
-            multiprocessing_context="spawn" if workers else None,
-            generator=torch.Generator(),  # its own: the global one belongs to the model
-        )
-        with apart():
-            blocks = iter(loader)
-        while True:
-            try:
-                found = next(blocks)
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):  # what a DataLoader says of one that died
-                    raise
-                raise XTokenError(f"the data stream broke off: {error}. Try fewer: data.workers") from error
-            if isinstance(found, _Failure):
-                raise XTokenError(found.message)
-            yield found
-
-    def share(self, first: int, worker: int, workers: int) -> Iterator[_Block | _Failure]:
-        """The blocks first + worker, first + worker + workers, and so on; the last is what went wrong, if anything."""
-        try:
-            for number, (turn, batch) in enumerate(self.own()):
-                if number >= first and (number - first) % workers == worker:
-                    yield _Block(turn, *_examples(self.plan, batch))
-        except XTokenError as error:
-            yield _Failure(str(error))
+        """All blocks from a number on, in order."""
+        return in_order(_made, self.plan, islice(self.own(), first, None), workers)
 
     def own(self) -> Iterator[tuple[int, _Batch]]:
         """This process's blocks of documents, with the pass each belongs to."""
@@ -233,16 +199,9 @@ class _Blocks:
                 raise _nothing_to_train_on(self.source.name, 0, DataReport())
 
 
-class _Share(IterableDataset[Any]):
-    """The blocks that the DataLoader's worker which iterates over it is to make."""
-
-    def __init__(self, blocks: _Blocks, first: int) -> None:
-        self.blocks = blocks
-        self.first = first
-
-    def __iter__(self) -> Iterator[_Block | _Failure]:
-        info = get_worker_info()
-        return self.blocks.share(self.first, *((0, 1) if info is None else (info.id, info.num_workers)))
+def _made(plan: _Plan, block: tuple[int, _Batch]) -> _Block:
+    turn, batch = block
+    return _Block(turn, *_examples(plan, batch))
 
 
 def shuffled(items: Iterable[Item], buffer: int, rng: np.random.Generator) -> Iterator[Item]:
@@ -270,11 +229,3 @@ def _cut_blocks(name: str, documents: Iterable[tuple[int, str]]) -> Iterator[_Ba
             numbers, texts, size = [], [], 0
     if texts:
         yield _Batch(name, numbers, texts)
-
-
-def _as_it_is(block: Any) -> Any:
-    return block
-
-
-def _begin_worker(_: int) -> None:
-    settle_in()

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from xtoken.errors import XTokenError
@@ -135,7 +135,7 @@ class XTokenTrainer(Trainer):
         if not isinstance(data, StreamedData):
             return super().get_train_dataloader()
         return DataLoader(
-            data,
+            _Iterated(data),
             batch_size=self.args.train_batch_size,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
@@ -207,6 +207,8 @@ class XTokenTrainer(Trainer):
         """Adds the raw terms to the line of a training step; a term that is not finite ends the training there."""
         if "loss" in logs:
             logs = {**logs, **self._drain()}
+        if isinstance(self.train_dataset, StreamedData):
+            self.state.epoch = None  # a stream has no end; what stands there counts from the last resume
         super().log(logs, start_time)
         self._check_finite(logs)
 
@@ -251,6 +253,16 @@ class XTokenTrainer(Trainer):
         now, before = time.perf_counter(), self._last_log
         self._sums, self._largest_factor, self._last_log = {}, None, now
         return {**_means(sums, self.distiller.teachers), "tokens_per_second": sums["tokens"] / max(now - before, 1e-9)}
+
+
+class _Iterated(IterableDataset[Any]):
+    """A stream as a DataLoader wants it."""
+
+    def __init__(self, data: StreamedData) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data)
 
 
 def _means(sums: Mapping[str, float], teachers: Iterable[OnlineTeacher]) -> dict[str, float]:

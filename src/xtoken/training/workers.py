@@ -115,7 +115,15 @@ def _results(crew: list[_Worker], items: Iterator[Any]) -> Iterator[Any]:
     done: dict[int, Any] = {}
     turn = given = 0
     is_more = True
+
+    def collect(timeout: float | None) -> None:
+        for pipe in wait(list(busy), timeout):
+            worker, number = busy.pop(pipe)
+            done[number] = worker.receive()
+            idle.append(worker)
+
     while True:
+        collect(0)
         while is_more and idle and given - turn < _AHEAD * len(crew):
             try:
                 item = next(items)
@@ -134,13 +142,10 @@ def _results(crew: list[_Worker], items: Iterator[Any]) -> Iterator[Any]:
                 raise result.error
             yield result
             turn += 1
-        elif not busy:
-            return
+        elif busy:
+            collect(None)
         else:
-            for pipe in wait(list(busy)):
-                worker, number = busy.pop(pipe)
-                done[number] = worker.receive()
-                idle.append(worker)
+            return
 
 
 @contextmanager
