@@ -1,37 +1,33 @@
-"""What preparing data costs: documents a second in this process and in worker processes.
+"""What preparing data costs: processor seconds in this process and in its workers.
 
     python -m benchmarks.pipeline
 
-Texts are Python's own, as in `benchmarks.alignment`: the modules of its library, cut where a blank line ends a block
-that is long enough, so that there are documents of a usual length. Timed is `prepare` as a whole, from the texts to the
-written file, the start of the workers included.
+Texts are Python's own source, cut at blank lines into documents of a usual length. Counted is `prepare` as a whole, from
+the texts to the written file, the start of the workers included; the difference between few documents and many is the
+price of a document, and what is left over is the price of starting. Processor time is what a busy machine changes least.
 """
 
 from __future__ import annotations
 
+import resource
 import sysconfig
 import tempfile
-from collections.abc import Callable
-from functools import cache, partial
-from itertools import islice
+from functools import cache
 from pathlib import Path
 
 from scripts.fetch_tokenizers import fetch
 
-from benchmarks.common import Figure, alternate
 from xtoken.tokens import Vocabulary
 from xtoken.training import data
 from xtoken.training.data import Side, prepare
-from xtoken.training.streaming import StreamedData
 from xtoken.training.texts import TextSource, texts_from_list
 
-__all__ = ["figures"]
+__all__ = ["main"]
 
 _CONTEXT = 4096
 _DOCUMENT = 2_000  # characters at least
-_CHARACTERS = 12_000_000
+_FEW, _MANY = 1_000_000, 9_000_000  # characters
 _ANY_AMOUNT = 0  # is worth workers
-_TURNS = 3
 
 
 @cache
@@ -42,7 +38,7 @@ def sides() -> tuple[Side, Side]:
 
 
 @cache
-def texts(characters: int = _CHARACTERS) -> tuple[str, ...]:
+def texts(characters: int) -> tuple[str, ...]:
     """Python source, so many characters of it."""
     found: list[str] = []
     size = 0
@@ -70,29 +66,29 @@ def prepared(source: TextSource, workers: int) -> None:
         prepare(source, student, [teacher], cache=Path(folder), workers=workers)
 
 
-def streamed(source: TextSource, workers: int, n: int) -> None:
-    """So many examples of a stream."""
-    student, teacher = sides()
-    for _ in islice(StreamedData(source, student, [teacher], workers=workers), n):
-        pass
+def processor_seconds(characters: int, workers: int) -> tuple[int, float, float]:
+    """How many documents so many characters are, and what they cost this process and its workers."""
+    chosen = texts(characters)
+    before = [_used(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    prepared(texts_from_list(chosen), workers)
+    after = [_used(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return len(chosen), after[0] - before[0], after[1] - before[1]
 
 
-def figures() -> list[Figure]:
-    """Documents a second."""
+def _used(who: int) -> float:
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    """Prints the figures."""
     data._WORTH_WORKERS = _ANY_AMOUNT
-    source, n = texts_from_list(texts()), len(texts())
-    work: dict[str, Callable[[], None]] = {}
+    prepared(texts_from_list(texts(_FEW)), 1)  # the tokenizers' keys are made once
     for workers in (1, 2):
-        work[f"prepare, {workers} workers"] = partial(prepared, source, workers)
-    for workers in (0, 2):
-        work[f"streaming, {workers} workers"] = partial(streamed, source, workers, n)
-    note = f"{n:,} documents of Python source, {sum(map(len, texts())) / 1e6:.0f} MB"
-    return [
-        Figure(name, n / timing.median, 0, unit="documents/s", at_least=True, note=note)
-        for name, timing in zip(work, alternate(list(work.values()), _TURNS, warm_up=0), strict=True)
-    ]
+        for characters in (_FEW, _MANY):
+            n, own, children = processor_seconds(characters, workers)
+            print(f"{workers} workers, {n:,} documents: {own:.2f} s here, {children:.2f} s in the workers")
 
 
 if __name__ == "__main__":
-    for figure in figures():
-        print(figure)
+    main()
