@@ -2,9 +2,10 @@
 
     python -m benchmarks.pipeline
 
-Texts are Python's own source, cut at blank lines into documents of a usual length. Counted is `prepare` as a whole, from
-the texts to the written file, the start of the workers included; the difference between few documents and many is the
-price of a document, and what is left over is the price of starting. Processor time is what a busy machine changes least.
+Texts are Python's own source, cut at blank lines into documents of a usual length. Counted is `prepare` as a whole,
+from the texts to the written file, the start of the workers included; the difference between few documents and many
+is the price of a document, and what is left over is the price of starting. Processor time is what a busy machine
+changes least.
 """
 
 from __future__ import annotations

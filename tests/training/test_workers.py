@@ -85,8 +85,10 @@ def test_the_processes_of_a_launcher_share_the_cores(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert default_workers() == 12
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
-    assert default_workers() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert default_workers() == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")  # two cores each: none
+    assert default_workers() == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "99")
     assert default_workers() == 1
 

@@ -34,6 +34,8 @@ Result = TypeVar("Result")
 
 # Reading and writing stay in the process that asks, and keep up with about so many.
 _MOST = 16
+# On 2 cores the threads of tokenizers do as well as two processes (measured, docs/parts/data.md).
+_FEWEST = 4
 # Results that are done before their turn are held, for so many items a worker.
 _AHEAD = 4
 # tokenizers reads it at every call. With a process a core its threads would only get into each other's way.
@@ -44,10 +46,11 @@ _GOODBYE = 1.0  # seconds for a process whose pipe is closed to be gone, so that
 
 
 def default_workers() -> int:
-    """This process's share of the cores it may use, at most 16."""
+    """This process's share of the cores it may use, at most 16; 1, which is none, where it is under 4."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone knows which cores a process may use
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(_MOST, cores // int(os.environ.get(_LOCAL_PROCESSES) or 1)))
+    share = cores // int(os.environ.get(_LOCAL_PROCESSES) or 1)
+    return min(_MOST, share) if share >= _FEWEST else 1
 
 
 def in_order(
