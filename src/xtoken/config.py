@@ -164,8 +164,8 @@ class DataConfig(_SourceSection):
     )
     workers: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
-        description="Processes that tokenise and align; 0 is none. By default one a core (with streaming at most 4), and "
-        "none on fewer than 4 cores.",
+        description="Processes that tokenise and align; 0 is none. By default one a core (with streaming at most 4), "
+        "and none on fewer than 4 cores.",
     )
     context_length: Count = Field(
         default=4096,
