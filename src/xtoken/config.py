@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xtoken.errors import XTokenError
 
 __all__ = [
+    "CorpusConfig",
     "DataConfig",
     "EvalConfig",
     "LoraConfig",
@@ -178,13 +179,9 @@ class TeacherConfig(_ModelSection):
         return self
 
 
-class DataConfig(_Section):
-    """The text to train on."""
+class _SourceSection(_Section):
+    """Where documents come from."""
 
-    format: Literal["text", "chat"] = Field(
-        default="text",
-        description="What a document is: text, or chat, a conversation that each side's chat template renders.",
-    )
     files: list[str] | None = Field(
         default=None, description="Local .txt, .jsonl or .parquet files, folders of them, or glob patterns."
     )
@@ -198,17 +195,74 @@ class DataConfig(_Section):
         description="For format chat: the column of the messages, or the two of prompt and completion (default "
         "messages, or else prompt and completion).",
     )
-    loss_on: Literal["assistant", "all"] | None = Field(
-        default=None,
-        description="For format chat: learn the assistant's turns after the prompt (default assistant), or every "
-        "message; each with the token that ends its turn.",
-    )
     split_text_by: Literal["line", "paragraph", "document"] | None = Field(
         default=None,
         description="What one document is in a .txt file: a line (default, as in `datasets`), a paragraph between "
         "blank lines, or the file.",
     )
     max_documents: Count | None = Field(default=None, description="Use the first so many documents only.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"files": [value]} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> _SourceSection:
+        if self.files is not None and self.dataset is not None:
+            raise ValueError("give files or dataset, not both")
+        if self.dataset is None:
+            for key in ("config", "split", "revision"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} has no effect without dataset")
+        if self.dataset is not None and self.split_text_by is not None:
+            raise ValueError("split_text_by has no effect with dataset: it is about .txt files")
+        return self
+
+
+class CorpusConfig(_SourceSection):
+    """One of several corpora."""
+
+    name: str | None = Field(default=None, description="What messages call it; by default its file or dataset.")
+    weight: Positive = Field(
+        default=1.0, description="Its share of the student's tokens, against the other corpora's weights."
+    )
+
+    @model_validator(mode="after")
+    def _has_source(self) -> CorpusConfig:
+        if self.files is None and self.dataset is None:
+            raise ValueError("a corpus needs files or dataset")
+        return self
+
+
+class DataConfig(_SourceSection):
+    """The text to train on."""
+
+    format: Literal["text", "chat"] = Field(
+        default="text",
+        description="What a document is: text, or chat, a conversation that each side's chat template renders.",
+    )
+    loss_on: Literal["assistant", "all"] | None = Field(
+        default=None,
+        description="For format chat: learn the assistant's turns after the prompt (default assistant), or every "
+        "message; each with the token that ends its turn.",
+    )
+    corpora: list[CorpusConfig] = Field(
+        default=[], description="Several corpora in place of one, each with the keys above and a weight."
+    )
+    streaming: bool = Field(
+        default=False,
+        description="Read, tokenise and align while training, and keep nothing: for more text than a disk holds.",
+    )
+    shuffle_buffer: Count | None = Field(
+        default=None,
+        description="With streaming: a document is drawn at random from so many (default 10000; 1 keeps the order).",
+    )
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Processes that tokenise and align; 0 is none. By default one a core (with streaming at most 4), "
+        "and none on fewer than 4 cores.",
+    )
     context_length: Count = Field(
         default=4096,
         description="The longest document in tokens, of the student and of each teacher; a longer one is cut.",
@@ -224,31 +278,29 @@ class DataConfig(_Section):
         description="How the two tokenizations are aligned: bytes is exact, the others are for comparison.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        return {"files": [value]} if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _settings_fit_the_format(self) -> DataConfig:
         of_the_other = ("chat_columns", "loss_on") if self.format == "text" else ("text_column", "split_text_by")
-        for key in of_the_other:
-            if getattr(self, key) is not None:
-                raise ValueError(f"{key} has no effect with format {self.format}")
+        for section in (self, *self.corpora):
+            for key in of_the_other:
+                if getattr(section, key, None) is not None:
+                    raise ValueError(f"{key} has no effect with format {self.format}")
         if self.format == "chat" and not self.append_eos:
             raise ValueError("append_eos has no effect with format chat: the chat template ends a conversation")
         return self
 
     @model_validator(mode="after")
-    def _one_source(self) -> DataConfig:
-        if self.files is not None and self.dataset is not None:
-            raise ValueError("give files or dataset, not both")
-        if self.dataset is None:
-            for key in ("config", "split", "revision"):
+    def _settings_fit(self) -> DataConfig:
+        if self.corpora:
+            for key in _SourceSection.model_fields:
                 if getattr(self, key) is not None:
-                    raise ValueError(f"{key} has no effect without dataset")
-        if self.dataset is not None and self.split_text_by is not None:
-            raise ValueError("split_text_by has no effect with dataset: it is about .txt files")
+                    raise ValueError(f"{key} has no effect beside corpora: give it to each of them")
+            if self.streaming:
+                raise ValueError("streaming takes one source: the shares of corpora are known when all are prepared")
+        if self.streaming and self.packing != "none":
+            raise ValueError("packing takes documents whose lengths are known: leave out streaming")
+        if self.shuffle_buffer is not None and not self.streaming:
+            raise ValueError("shuffle_buffer has no effect without streaming: all of the data is shuffled")
         return self
 
 

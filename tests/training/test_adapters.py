@@ -23,8 +23,9 @@ from xtoken.training import Collator, LoadedModel, distil, load_model, side_key
 from xtoken.training.adapters import add_lora, finished
 from xtoken.training.callbacks import StopRequest
 from xtoken.training.distiller import Distiller
+from xtoken.training.inputs import sources_of, training_data
 from xtoken.training.participants import gather
-from xtoken.training.run import _data, _source, cache_folder
+from xtoken.training.run import cache_folder
 
 TEXTS = tiny.documents(24)
 IDS = torch.tensor([[0, 5, 6, 7, 300, 8]])
@@ -179,7 +180,7 @@ def batch_of(learner: LoadedModel) -> tuple[Distiller, dict[str, Any]]:
     """A fixed-weight distiller with one teacher, and a batch for it."""
     settings = parse_config({"teachers": [{}], "loss": {"kd_weight": 0.5}})
     members = gather(settings, learner, [tiny.teacher()], None)
-    data = _data(_source(settings.data, TEXTS), members, cache_folder(), progress=False)
+    data = training_data(sources_of(settings.data, TEXTS), members, cache_folder(), progress=False)
     teachers = [member.online() for member in members.teachers]
     batch = Collator({side_key(tiny.split())})(data.__getitems__([0, 1, 2]))
     return Distiller(teachers, learner.vocabulary.size, 0.5), batch

@@ -23,8 +23,8 @@ from xtoken.training import XTokenTrainer, distil
 from xtoken.training.adapters import add_lora
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.compiling import compiled
+from xtoken.training.inputs import sources_of, training_data
 from xtoken.training.participants import gather
-from xtoken.training.run import _data, _source
 
 TEXTS = tiny.documents(8)
 
@@ -57,7 +57,7 @@ def one_step(folder: Path, settings: RunConfig, *, by_hidden: bool = True, lora:
         model,
         [member.online() for member in members.teachers],
         trainer_arguments(settings, folder, saves=False, quiet=True),
-        _data(_source(settings.data, TEXTS), members, folder / "cache", progress=False),
+        training_data(sources_of(settings.data, TEXTS), members, folder / "cache", progress=False),
         student_vocab_size=learner.vocabulary.size,
         kd_weight=0.5,
         callbacks=[kept],

@@ -15,10 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, reduce
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,21 @@ from xtoken.training.chat import CHAT_RULES, ChatTokenizer, ChatTokens, align_ch
 from xtoken.training.conversations import Conversation, LossOn
 from xtoken.training.templates import ChatTemplate
 from xtoken.training.texts import TextSource, texts_from_list
+from xtoken.training.workers import default_workers, in_order
 
-__all__ = ["DataReport", "Example", "PreparedData", "Side", "TeacherTokens", "prepare", "side_key"]
+__all__ = ["DataReport", "Example", "PreparedData", "Side", "TeacherTokens", "prepare", "prepared_file", "side_key"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 # Changing what an example holds makes cached ones unreadable, so the cache's name carries this.
 _FORMAT = "xtoken-examples-2"
-# Documents tokenised at a time: enough for the tokenizer to use every core, few enough to hold.
+# Documents tokenised at a time, and about their characters: enough for the tokenizer to use every core, few enough to
+# hold.
 _BATCH = 512
+_BATCH_CHARACTERS = 1 << 22
+# Fewer characters are done before worker processes have started and read the tokenizers (measured, docs/parts/data.md).
+_WORTH_WORKERS = 1 << 24
 # With fewer student tokens than this nothing in a document is predicted.
 _SHORTEST = 2
 # The column that conversations have besides.
@@ -126,6 +131,15 @@ class DataReport:
     teacher_tokens: dict[str, int] = field(default_factory=dict)
     chunks: dict[str, int] = field(default_factory=dict)
 
+    def add(self, other: DataReport) -> None:
+        """Counts other documents as well."""
+        for name, value in asdict(other).items():
+            mine = getattr(self, name)
+            if isinstance(value, dict):
+                mine.update({key: mine.get(key, 0) + n for key, n in value.items()})
+            else:
+                setattr(self, name, mine + value)
+
 
 class PreparedData:
     """Examples, by number: what a DataLoader asks of a dataset.
@@ -134,17 +148,30 @@ class PreparedData:
         key: sha256 in hexadecimal of everything the examples depend on.
         report: what became of the documents.
         sides: the `Side.key` of every teacher's tokenizer in them.
+        made_of: what the key is made of beside the tokenizers and settings, in plain JSON types: `format`, the version
+            of the way examples are made, and `source`, as in `TextSource.made_of`.
+        epoch: which pass over the examples is next; a DataLoader's own, or accelerate's, says so by `set_epoch`.
     """
 
-    def __init__(self, rows: Any, report: DataReport, key: str) -> None:
+    def __init__(self, rows: Any, report: DataReport, key: str, made_of: Mapping[str, Any] | None = None) -> None:
         """Takes a `datasets.Dataset` with the columns that `prepare` writes."""
         self._rows = rows.with_format("numpy")
         self.report = report
         self.key = key
+        self.made_of = dict(made_of or {})
+        self.epoch = 0
         self.sides = tuple(name.partition(":")[2] for name in rows.column_names if name.startswith("ids:"))
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which pass is next."""
+        self.epoch = epoch
+
+    def order(self, seed: int, epoch: int) -> Ints:
+        """int64 [n], the numbers of the examples in the order of a pass: another for each seed and each epoch."""
+        return np.random.default_rng([seed, epoch]).permutation(len(self))
 
     def __getitem__(self, index: int) -> Example:
         return self.__getitems__([index])[0]
@@ -183,6 +210,7 @@ def prepare(
     loss_on: LossOn = "assistant",
     cache: Path | None = None,
     progress: bool = False,
+    workers: int | None = None,
 ) -> PreparedData:
     """Tokenises and aligns every document, or finds that done before.
 
@@ -197,30 +225,57 @@ def prepare(
         loss_on: of conversations, the messages that are learnt.
         cache: a folder that keeps the result; None keeps it in memory.
         progress: show a bar.
+        workers: processes to tokenise and align in, which are started only for more than they cost; 0 and 1 are none,
+            None is one a core. The examples are the same for any number.
 
     Raises:
         XTokenError: no usable document; some sides have a chat template and some none; whatever reading and encoding
-            raise, with the document's number, counted from 0.
+            raise, with the document's number, counted from 0; a worker process died.
     """
+    source = source if isinstance(source, TextSource) else texts_from_list(source)
+    plan = _plan_for(student, teachers, append_eos, method, loss_on)
+    key, made_of = plan.key(source), {"format": _FORMAT, "source": dict(source.made_of)}
+    workers = default_workers() if workers is None else workers
+    if cache is None:
+        rows, report = _write_to_memory(plan, source, progress, workers)
+        return PreparedData(rows, report, key, made_of)
+    path = _file_of(cache, key)
+    if not path.is_file():
+        _write_to_file(plan, source, progress, path, workers)
+    import datasets
+
+    report = DataReport(**json.loads(path.with_suffix(".json").read_text()))
+    return PreparedData(datasets.Dataset.from_file(str(path)), report, key, made_of)
+
+
+def prepared_file(
+    source: TextSource,
+    student: Side,
+    teachers: Sequence[Side],
+    *,
+    append_eos: bool,
+    method: str,
+    loss_on: LossOn,
+    cache: Path,
+) -> Path:
+    """Where `prepare`, with the same arguments, keeps the examples; there when they are whole."""
+    return _file_of(cache, _plan_for(student, teachers, append_eos, method, loss_on).key(source))
+
+
+def _file_of(cache: Path, key: str) -> Path:
+    return cache / "prepared" / f"{key}.arrow"
+
+
+def _plan_for(
+    student: Side, teachers: Sequence[Side], append_eos: bool, method: str, loss_on: LossOn = "assistant"
+) -> _Plan:
     if len({side.chat is None for side in (student, *teachers)}) > 1:
         raise XTokenError("conversations need a chat template on every side, and some of these sides have none")
-    source = source if isinstance(source, TextSource) else texts_from_list(source)
     by_key: dict[str, Side] = {}
     for side in teachers:
         known = by_key.get(side.key, side)
         by_key[side.key] = replace(side, context_length=min(side.context_length, known.context_length))
-    plan = _Plan(student, by_key, append_eos, method, None if student.chat is None else loss_on)
-    key = plan.key(source)
-    if cache is None:
-        rows, report = _write_to_memory(plan, source, progress)
-        return PreparedData(rows, report, key)
-    path = cache / "prepared" / f"{key}.arrow"
-    if not path.is_file():
-        _write_to_file(plan, source, progress, path)
-    import datasets
-
-    report = DataReport(**json.loads(path.with_suffix(".json").read_text()))
-    return PreparedData(datasets.Dataset.from_file(str(path)), report, key)
+    return _Plan(student, by_key, append_eos, method, None if student.chat is None else loss_on)
 
 
 @dataclass(frozen=True)
@@ -369,26 +424,93 @@ def _count(report: DataReport, example: Example) -> None:
         report.chunks[name] = report.chunks.get(name, 0) + len(tokens.chunks)
 
 
-def _batches(plan: _Plan, source: TextSource, progress: bool, report: DataReport) -> Iterator[pa.RecordBatch]:
+@dataclass(frozen=True)
+class _Batch:
+    """Documents to be done at a time.
+
+    Attributes:
+        source: what messages call where they are from.
+        numbers: theirs, counted from 0.
+        texts: the documents.
+    """
+
+    source: str
+    numbers: Sequence[int]
+    texts: list[str]
+
+
+def _cut(source: TextSource) -> Iterator[_Batch]:
+    """The documents in batches, of about one size where documents are long."""
+    first, size, texts = 0, 0, list[str]()
+    for text in source.read():
+        texts.append(text)
+        size += len(text)
+        if len(texts) == _BATCH or size >= _BATCH_CHARACTERS:
+            yield _Batch(source.name, range(first, first + len(texts)), texts)
+            first, size, texts = first + len(texts), 0, []
+    if texts:
+        yield _Batch(source.name, range(first, first + len(texts)), texts)
+
+
+def _examples(plan: _Plan, batch: _Batch) -> tuple[list[Example], DataReport]:
+    """A batch's examples, and what became of its documents; an error names the document."""
+    report = DataReport()
+    kept = [text for text in batch.texts if text.strip()]
+    report.empty = len(batch.texts) - len(kept)
+    try:
+        return list(plan.examples(kept, report)), report
+    except XTokenError as error:
+        number = batch.numbers[plan.first_failure(batch.texts)]
+        raise XTokenError(f"{batch.source}, document {number} (counting from 0): {error}") from error
+
+
+def _as_arrow(plan: _Plan, batch: _Batch) -> tuple[pa.RecordBatch, DataReport, int]:
+    """A batch's examples as Arrow, which is quick to hand over; its report; how many documents it had."""
+    examples, report = _examples(plan, batch)
+    schema = plan.schema()
+    return pa.RecordBatch.from_pydict(_columns(examples, schema.names), schema), report, len(batch.texts)
+
+
+def _batches(
+    plan: _Plan, source: TextSource, progress: bool, report: DataReport, workers: int
+) -> Iterator[pa.RecordBatch]:
     """The examples as Arrow, a batch of documents at a time; raises at the end where there was none."""
-    schema, texts, first = plan.schema(), source.read(), 0
+    batches, n_read = _cut(source), 0
+    if workers > 1:
+        batches, workers = _worth_workers(batches, workers)
     with tqdm(total=source.count, desc="aligning", unit=" documents", disable=not progress, dynamic_ncols=True) as bar:
-        while batch := list(islice(texts, _BATCH)):
-            kept = [text for text in batch if text.strip()]
-            report.empty += len(batch) - len(kept)
-            try:
-                examples = list(plan.examples(kept, report))
-            except XTokenError as error:
-                number = first + plan.first_failure(batch)
-                raise XTokenError(f"{source.name}, document {number} (counting from 0): {error}") from error
-            yield pa.RecordBatch.from_pydict(_columns(examples, schema.names), schema)
-            first += len(batch)
-            bar.update(len(batch))
+        for rows, became, n_documents in in_order(_as_arrow, plan, batches, workers):
+            report.add(became)
+            yield rows
+            n_read += n_documents
+            bar.update(n_documents)
     if not report.documents:
-        raise XTokenError(
-            f"{source.name}: no document to train on ({first} read, {report.empty} empty, {report.unusable} unusable: "
-            "nothing in them to predict, or not to be cut to the context at a byte common to all sides)"
-        )
+        raise _nothing_to_train_on(source.name, n_read, report)
+
+
+def _worth_workers(batches: Iterator[_Batch], workers: int) -> tuple[Iterator[_Batch], int]:
+    """The same batches, and no workers where there are too few; reads that many ahead to find out."""
+    ahead, size = list[_Batch](), 0
+    try:
+        for batch in batches:
+            ahead.append(batch)
+            size += sum(map(len, batch.texts))
+            if size >= _WORTH_WORKERS:
+                return chain(ahead, batches), workers
+    except XTokenError as error:  # in its turn: what was read before may have an error of its own
+        return chain(ahead, map(_throw, [error])), 1
+    return iter(ahead), 1
+
+
+def _throw(error: XTokenError) -> _Batch:
+    raise error
+
+
+def _nothing_to_train_on(name: str, n_read: int, report: DataReport) -> XTokenError:
+    return XTokenError(
+        f"{name}: no document to train on ({n_read} read, {report.empty} empty, {report.unusable} unusable: "
+        "nothing in them to predict, or not to be cut to the context at a byte common to all sides)"
+    )
 
 
 def _columns(examples: Sequence[Example], names: Sequence[str]) -> dict[str, list[NDArray[Any]]]:
@@ -403,21 +525,21 @@ def _columns(examples: Sequence[Example], names: Sequence[str]) -> dict[str, lis
     return columns
 
 
-def _write_to_memory(plan: _Plan, source: TextSource, progress: bool) -> tuple[Any, DataReport]:
+def _write_to_memory(plan: _Plan, source: TextSource, progress: bool, workers: int) -> tuple[Any, DataReport]:
     import datasets
 
     report = DataReport()
-    table = pa.Table.from_batches(list(_batches(plan, source, progress, report)), plan.schema())
+    table = pa.Table.from_batches(list(_batches(plan, source, progress, report, workers)), plan.schema())
     return datasets.Dataset(table), report
 
 
-def _write_to_file(plan: _Plan, source: TextSource, progress: bool, path: Path) -> None:
+def _write_to_file(plan: _Plan, source: TextSource, progress: bool, path: Path, workers: int) -> None:
     """Writes the examples, then their report, then gives the file its name: a file of that name is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, report = path.with_suffix(f".{os.getpid()}.tmp"), DataReport()
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, plan.schema()) as writer:
-            for batch in _batches(plan, source, progress, report):
+            for batch in _batches(plan, source, progress, report, workers):
                 writer.write_batch(batch)
         write_whole(path.with_suffix(".json"), json.dumps(asdict(report)))
         temporary.rename(path)

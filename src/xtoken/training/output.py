@@ -9,6 +9,7 @@ is never written over by --resume.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from xtoken.errors import XTokenError
 from xtoken.files import write_whole
 from xtoken.training.callbacks import METRICS_FILE
 from xtoken.training.card import CARD_FILE, is_own_card
+from xtoken.training.changes import what_changed
 
 __all__ = ["check_same_run", "claim_folder", "clear_folder", "describe_run", "last_checkpoint", "save_student"]
 
@@ -48,6 +50,10 @@ _FREE = (
     "output",
     "data.files",
     "data.dataset",
+    "data.workers",
+    "data.corpora.N.files",
+    "data.corpora.N.dataset",
+    "data.corpora.N.name",
     "optim.steps",
     "optim.micro_batch_size",
     "optim.gradient_checkpointing",
@@ -149,20 +155,24 @@ def describe_run(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> N
     Args:
         folder: the output folder.
         config: with every choice made.
-        facts: plain JSON types; `data` is the key of the prepared data, `copied_files` what `save_student` copies.
+        facts: plain JSON types; `data` is the key of the prepared data, `made_of` its `ingredients`, `copied_files`
+            what `save_student` copies.
     """
     resolved = yaml.safe_dump(config.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
     write_whole(folder / CONFIG_FILE, resolved)
     write_whole(folder / RUN_FILE, json.dumps(facts, indent=2) + "\n")
 
 
-def check_same_run(folder: Path, config: RunConfig, data_key: str, held_out_key: str | None = None) -> None:
+def check_same_run(
+    folder: Path, config: RunConfig, data_key: str, made_of: Mapping[str, Any], held_out_key: str | None = None
+) -> None:
     """Refuses to go on with a run under other settings, on other data, or with another text held out.
 
     Args:
         folder: the output folder.
         config: with every choice made.
         data_key: of the prepared data.
+        made_of: its `ingredients`.
         held_out_key: of the held-out text; None where nothing is evaluated.
 
     Raises:
@@ -172,7 +182,7 @@ def check_same_run(folder: Path, config: RunConfig, data_key: str, held_out_key:
         return
     before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     old, new = dict(flat(before)), dict(flat_settings(config))
-    changed = [key for key in {**old, **new} if not key.startswith(_FREE) and old.get(key) != new.get(key)]
+    changed = [key for key in {**old, **new} if not _is_free(key) and old.get(key) != new.get(key)]
     facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     if changed:
         lines = "\n".join(f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in changed)
@@ -180,9 +190,10 @@ def check_same_run(folder: Path, config: RunConfig, data_key: str, held_out_key:
             f"the run in {folder} was started with other settings; --resume cannot go on with these\n{lines}"
         )
     if facts["data"] != data_key:
+        lines = "\n".join(f"  {change}" for change in what_changed(facts.get("made_of"), made_of))
         raise XTokenError(
-            f"the run in {folder} was started on other data: the files changed since (or a tokenizer did), so the "
-            "steps done would not be those skipped. Restore them, or start anew with --overwrite."
+            f"the run in {folder} was started on other data, so --resume would train on the wrong documents\n{lines}\n"
+            "Restore the data, or start anew with --overwrite."
         )
     evaluated_on = facts.get("held_out")
     if evaluated_on is not None and held_out_key != evaluated_on:
@@ -190,6 +201,11 @@ def check_same_run(folder: Path, config: RunConfig, data_key: str, held_out_key:
             f"the run in {folder} is evaluated on other held-out text, or in another eval.context_length, so its best "
             "figure so far would not compare. Restore the eval section and its files, or start anew with --overwrite."
         )
+
+
+def _is_free(key: str) -> bool:
+    """Whether a setting may change on the way; a place in a list does not matter for that."""
+    return re.sub(r"\.\d+(?=\.|$)", ".N", key).startswith(_FREE)
 
 
 def save_student(

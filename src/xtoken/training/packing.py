@@ -74,11 +74,20 @@ class PackedData:
     def __init__(self, data: PreparedData, packing: Packing, limits: Mapping[str, int]) -> None:
         lengths = data.lengths()
         self.data, self.packing, self.sides, self.report, self.key = data, packing, data.sides, data.report, data.key
+        self.made_of, self.epoch = data.made_of, 0
         self.groups = pack(lengths, limits)
         self.fill = float(lengths[""].sum()) / (len(self.groups) * limits[""])
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which pass is next."""
+        self.epoch = epoch
+
+    def order(self, seed: int, epoch: int) -> Ints:
+        """int64 [n], the numbers of the sequences in the order of a pass: another for each seed and each epoch."""
+        return np.random.default_rng([seed, epoch]).permutation(len(self))
 
     def __getitem__(self, index: int) -> Pack | Example:
         return self.__getitems__([index])[0]

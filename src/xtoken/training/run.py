@@ -20,20 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xtoken.config import DataConfig, EvalConfig, LossConfig, RunConfig, parse_config
+from xtoken.config import LossConfig, RunConfig, parse_config
 from xtoken.errors import XTokenError
 from xtoken.losses import PKL
-from xtoken.teachers.causal import packs_apart
 from xtoken.teachers.confidence import Adaptive
 from xtoken.training.adapters import add_lora, finished
 from xtoken.training.arguments import check_arguments, trainer_arguments
 from xtoken.training.callbacks import CheckpointFiles, StopRequest, stop_on_interrupt
 from xtoken.training.card import model_card, write_card
+from xtoken.training.changes import ingredients
 from xtoken.training.compiling import compiled
-from xtoken.training.conversations import ChatColumns
-from xtoken.training.data import DataReport, PreparedData, prepare
+from xtoken.training.data import DataReport
 from xtoken.training.hub import check_push, push_folder
+from xtoken.training.inputs import Data, held_out_source, held_out_text, sources_of, training_data
 from xtoken.training.learnable import LearntProjection, conclude, projection_file
+from xtoken.training.mixture import MixedData
 from xtoken.training.models import LoadedModel, no_library_bars
 from xtoken.training.output import (
     COPIED,
@@ -47,15 +48,8 @@ from xtoken.training.output import (
     last_checkpoint,
     save_student,
 )
-from xtoken.training.packing import PackedData
 from xtoken.training.participants import Participants, gather
-from xtoken.training.texts import (
-    TextSource,
-    conversations_from_list,
-    texts_from_dataset,
-    texts_from_files,
-    texts_from_list,
-)
+from xtoken.training.streaming import StreamedData
 
 if TYPE_CHECKING:
     from xtoken.training.evaluate import Evaluation, HeldOut
@@ -139,6 +133,7 @@ def distil(
         teachers: loaded teachers, in order, for those entries of `config.teachers` that name no model.
         texts: documents in memory, then the config names no data: strings, or with `data.format: chat` conversations
             (lists of messages, or objects with `messages`, or with `prompt` and `completion`).
+        eval_texts: held-out documents in memory; then the config names none.
         resume: go on from the last checkpoint in the output folder, or begin where there is none.
         overwrite: replace the run in the output folder.
         quiet: no progress bars.
@@ -151,8 +146,7 @@ def distil(
             with the step.
     """
     config = config if isinstance(config, RunConfig) else parse_config(config)
-    source = _source(config.data, texts)
-    held_out_source = _held_out_source(config, eval_texts)
+    sources, held_out = sources_of(config.data, texts), held_out_source(config, eval_texts)
     check_arguments(config)
     if config.output.push_to_hub is not None:
         check_push(config.output.push_to_hub)
@@ -160,9 +154,9 @@ def distil(
     cache = cache_folder()
     with no_library_bars() if quiet else nullcontext():
         participants = gather(config, student, teachers, cache)
-    held_out = _held_out(held_out_source, source, participants)
-    data = _packed(_data(source, participants, cache, progress=not quiet), participants)
-    return _Run(participants, data, folder, quiet, held_out).go(resume=resume, overwrite=overwrite)
+    evaluated = held_out_text(held_out, sources, participants)
+    data = training_data(sources, participants, cache, progress=not quiet)
+    return _Run(participants, data, folder, quiet, evaluated).go(resume=resume, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -170,7 +164,7 @@ class _Run:
     """Everything made ready."""
 
     participants: Participants
-    data: PreparedData | PackedData
+    data: Data
     folder: Path | None
     quiet: bool
     held_out: HeldOut | None = None
@@ -180,7 +174,7 @@ class _Run:
         checkpoint = None
         if self.folder is not None and resume:
             held_out_key = None if self.held_out is None else self.held_out.key
-            check_same_run(self.folder, self.participants.config, self.data.key, held_out_key)
+            check_same_run(self.folder, self.participants.config, self.data.key, self.made_of(), held_out_key)
             checkpoint = last_checkpoint(self.folder)
             log.info("going on from %s" if checkpoint else "nothing to go on from in %s", checkpoint or self.folder)
         with ExitStack() as stack:
@@ -338,16 +332,23 @@ class _Run:
             for teacher in self.participants.teachers
         )
 
+    def made_of(self) -> dict[str, Any]:
+        """What the data's key is made of."""
+        parts = [corpus.data for corpus in self.data.corpora] if isinstance(self.data, MixedData) else [self.data]
+        teachers = {str(teacher.config.name): teacher.loaded.vocabulary for teacher in self.participants.teachers}
+        return ingredients([part.made_of for part in parts], self.participants.student.vocabulary, teachers)
+
     def facts(self) -> dict[str, Any]:
         """What the resolved config does not say."""
         return {
             "data": self.data.key,
+            "made_of": self.made_of(),
             "held_out": None if self.held_out is None else self.held_out.key,
             COPIED: [
                 *(file.name for file in self.participants.student.tokenizer_files),
                 *(projection_file(str(t.name)) for t in self.participants.config.teachers if t.projection.learnable),
             ],
-            "documents": asdict(self.data.report),
+            "documents": None if isinstance(self.data, StreamedData) else asdict(self.data.report),
             "teachers": [asdict(choice) for choice in self.choices()],
             "student_fingerprint": self.participants.student.vocabulary.fingerprint,
             "teacher_fingerprints": [t.loaded.vocabulary.fingerprint for t in self.participants.teachers],
@@ -374,73 +375,6 @@ def _adaptive(loss: LossConfig) -> Adaptive | None:
     return Adaptive(loss.teacher_weights, 1.0 if loss.alpha is None else loss.alpha)
 
 
-def _source(data: DataConfig, texts: Sequence[Any] | None) -> TextSource:
-    source = _all_of(data, texts)
-    return source if data.max_documents is None else source.first(data.max_documents)
-
-
-def _all_of(data: DataConfig, texts: Sequence[Any] | None) -> TextSource:
-    chat = None
-    if data.format == "chat":
-        chat = ChatColumns(None if data.chat_columns is None else tuple(data.chat_columns))
-    if texts is not None:
-        if any((data.files, data.dataset, data.text_column, data.chat_columns, data.split_text_by)):
-            raise XTokenError("texts were passed, so the data section's files, dataset and columns have no effect")
-        return texts_from_list(texts) if chat is None else conversations_from_list(texts)
-    if data.files is not None:
-        return texts_from_files(data.files, text_column=data.text_column, split_by=data.split_text_by, chat=chat)
-    if data.dataset is None:
-        raise XTokenError("there is no data: name data.files (local text) or data.dataset (a `datasets` id)")
-    return texts_from_dataset(
-        data.dataset,
-        config=data.config,
-        split=data.split,
-        revision=data.revision,
-        text_column=data.text_column,
-        chat=chat,
-    )
-
-
-def _held_out_source(config: RunConfig, texts: Sequence[str] | None) -> TextSource | None:
-    """The text to evaluate on; None where nothing is evaluated."""
-    asked = config.eval
-    if config.output.folder is None and asked.save == "best":
-        raise XTokenError("eval.save: best needs output.folder: the best student is read back from its checkpoint")
-    if texts is not None:
-        if any((asked.files, asked.dataset, asked.text_column, asked.split_text_by)):
-            raise XTokenError("eval_texts were passed, so the eval section's files, dataset and columns have no effect")
-        return texts_from_list(texts, "the given eval_texts").first(asked.max_documents)
-    if asked.files is not None:
-        source = texts_from_files(asked.files, text_column=asked.text_column, split_by=asked.split_text_by)
-    elif asked.dataset is not None:
-        source = texts_from_dataset(
-            asked.dataset,
-            config=asked.config,
-            split=asked.split,
-            revision=asked.revision,
-            text_column=asked.text_column,
-        )
-    elif asked != EvalConfig():
-        raise XTokenError(
-            "the eval section names no held-out text, so it has no effect: name eval.files, or eval.dataset"
-        )
-    else:
-        return None
-    return source.first(asked.max_documents)
-
-
-def _held_out(source: TextSource | None, training: TextSource, participants: Participants) -> HeldOut | None:
-    if source is None:
-        return None
-    from xtoken.training.evaluate import HeldOut, warn_of_overlap
-
-    config = participants.config
-    context = config.eval.context_length or config.data.context_length
-    held_out = HeldOut.prepare(source, participants.student, context)
-    warn_of_overlap(source, training)
-    return held_out
-
-
 def _folder(config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:
     if config.output.folder is None:
         if resume or overwrite:
@@ -452,55 +386,3 @@ def _folder(config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:
             raise XTokenError(f"the output folder {folder} is the folder of a model of this run; choose another")
     claim_folder(folder, resume=resume, overwrite=overwrite)
     return folder
-
-
-def _data(source: TextSource, participants: Participants, cache: Path, *, progress: bool) -> PreparedData:
-    settings = participants.config.data
-    data = prepare(
-        source,
-        participants.side,
-        [teacher.side for teacher in participants.teachers],
-        append_eos=settings.append_eos,
-        method=settings.alignment,
-        loss_on=settings.loss_on or "assistant",
-        cache=cache,
-        progress=progress,
-    )
-    report = data.report
-    if not report.chunks:
-        log.info("no teachers: the student is trained by cross-entropy alone")
-    log.info("%d documents, %d bytes, %d student tokens", report.documents, report.bytes, report.student_tokens)
-    for count, what in (
-        (report.truncated, "longer than the context were cut, on every side at the same byte"),
-        (report.empty, "without text were skipped"),
-        (report.unusable, "that cannot be trained on were skipped"),
-    ):
-        if count:
-            log.info("%d documents %s", count, what)
-    return data
-
-
-def _packed(data: PreparedData, participants: Participants) -> PreparedData | PackedData:
-    """The examples in the sequences that the settings ask for.
-
-    Raises:
-        XTokenError: a model lets packed documents see each other.
-    """
-    settings = participants.config.data
-    if settings.packing == "none":
-        return data
-    models = {"the student": participants.student.model}
-    models |= {f"teacher {t.config.name!r}": t.loaded.model for t in participants.teachers}
-    mixing = [who for who, model in models.items() if settings.packing == "documents" and not packs_apart(model)]
-    if mixing:
-        raise XTokenError(
-            f"data.packing is documents, but {' and '.join(mixing)} would let documents in one sequence see each other "
-            "(not every architecture and attention keeps them apart): use packing none, or concatenate"
-        )
-    limits = {"": settings.context_length}
-    for teacher in participants.teachers:
-        side = teacher.side.key
-        limits[side] = min(teacher.context_length, limits.get(side, teacher.context_length))
-    found = PackedData(data, settings.packing, limits)
-    log.info("packed into %d sequences, %.1f %% full", len(found), 100 * found.fill)
-    return found

@@ -1,9 +1,9 @@
 """Where documents come from: lists, local files, or `datasets`; read one at a time, never all at once.
 
-Type: `TextSource`, a name for messages, a key that changes when the texts may have changed, and a way to read them.
-A document is one string. In a .txt file it is a line, as the `text` loader of `datasets` has it, unless told otherwise;
-in .jsonl and .parquet it is the text column of a row, or its conversation. A file that is not UTF-8 is an error that
-names the byte.
+Type: `TextSource`, a name for messages, a key that changes when the texts may have changed, what that key is made of,
+and a way to read them, which a worker process can be given. A document is one string. In a .txt file it is a line, as
+the `text` loader of `datasets` has it, unless told otherwise; in .jsonl and .parquet it is the text column of a row, or
+its conversation. A file that is not UTF-8 is an error that names the byte.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -39,18 +40,21 @@ class TextSource:
         key: sha256 in hexadecimal; equal keys mean equal documents.
         read: gives the documents in order; a missing text is an empty string.
         count: how many there are, where that is known without reading.
+        made_of: what the key is made of, in plain JSON types, so that a message can say what changed: `files`, each
+            with `name`, `bytes` and `sha256`; or `dataset` and `fingerprint`; or `texts`, how many, and `sha256`.
     """
 
     name: str
     key: str
     read: Callable[[], Iterator[str]]
     count: int | None = None
+    made_of: Mapping[str, Any] = field(default_factory=dict)
 
     def first(self, n: int) -> TextSource:
         """The first n documents alone."""
         key = hashlib.sha256(f"{self.key} {n}".encode()).hexdigest()
         count = None if self.count is None else min(n, self.count)
-        return TextSource(self.name, key, lambda: islice(self.read(), n), count)
+        return TextSource(self.name, key, partial(_first, self.read, n), count, self.made_of)
 
 
 def texts_from_list(texts: Sequence[str], name: str = "the given texts") -> TextSource:
@@ -65,7 +69,8 @@ def texts_from_list(texts: Sequence[str], name: str = "the given texts") -> Text
     for text in held:
         raw = text.encode("utf-8", "surrogatepass")  # a lone surrogate is told about when it is encoded in earnest
         digest.update(len(raw).to_bytes(8, "little") + raw)
-    return TextSource(name, digest.hexdigest(), lambda: iter(held), len(held))
+    made_of = {"texts": len(held), "sha256": digest.hexdigest()}
+    return TextSource(name, digest.hexdigest(), partial(iter, held), len(held), made_of)
 
 
 def conversations_from_list(conversations: Sequence[Any], name: str = "the given conversations") -> TextSource:
@@ -111,6 +116,7 @@ def texts_from_files(
     text_column: str | None = None,
     split_by: str | None = None,
     chat: ChatColumns | None = None,
+    streaming: bool = False,
 ) -> TextSource:
     """Documents in local files.
 
@@ -119,6 +125,7 @@ def texts_from_files(
         text_column: the key or column that holds the text in .jsonl and .parquet; `text` by default.
         split_by: what a document is in a .txt file: `line` (default), `paragraph` or `document`.
         chat: the rows hold conversations, in these columns.
+        streaming: know a file by its size, its first and its last MiB, so that it need not be read whole for its key.
 
     Raises:
         XTokenError: no such file, or of another kind; a setting without effect. While reading: a file that is not
@@ -135,10 +142,12 @@ def texts_from_files(
     if chat is not None and ".txt" in kinds:
         raise XTokenError("a .txt file holds no conversations; chat data is .jsonl or .parquet")
     columns: _Columns = _TextColumn(text_column or DEFAULT_COLUMN) if chat is None else chat
-    depends = [[_digest(file) for file in files], text_column, split_by, *([] if chat is None else [chat.key])]
+    known = [_identity(file, streaming) for file in files]
+    depends = [[one["sha256"] for one in known], text_column, split_by, *([] if chat is None else [chat.key])]
     key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    return TextSource(name, key, partial(_read_files, files, columns, split_by or "line"))
+    read = partial(_read_files, files, columns, split_by or "line")
+    return TextSource(name, key, read, made_of={"files": known})
 
 
 def texts_from_dataset(
@@ -149,6 +158,7 @@ def texts_from_dataset(
     revision: str | None = None,
     text_column: str | None = None,
     chat: ChatColumns | None = None,
+    streaming: bool = False,
 ) -> TextSource:
     """Documents of a Hugging Face data set.
 
@@ -159,33 +169,80 @@ def texts_from_dataset(
         revision: a hub revision.
         text_column: `text` by default.
         chat: the rows hold conversations, in these columns.
+        streaming: neither download nor convert it first; rows come as they are read.
 
     Raises:
-        XTokenError: it cannot be loaded, or has no such column; the message lists those there are.
+        XTokenError: it cannot be loaded, or has no such column; the message lists those there are. While streaming, a
+            column that is missing shows when it is read.
     """
-    rows = _load_rows(path, config, split or "train", revision)
+    place = _Place(path, config, split or "train", revision)
     columns: _Columns = _TextColumn(text_column or DEFAULT_COLUMN) if chat is None else chat
-    names = columns.among(rows.column_names, f"the data set {path}")
-
-    def read() -> Iterator[str]:
-        for row in rows.select_columns(names):
-            yield columns.read(row, f"the data set {path}")
-
-    depends = [rows._fingerprint, names[0]] if chat is None else [rows._fingerprint, chat.key]
+    rows, where = place.load(streaming=streaming), f"the data set {path}"
+    if rows.column_names is not None:  # a stream may not know its columns
+        columns.among(rows.column_names, where)
+    fingerprint = place.identity() if streaming else rows._fingerprint
+    depends = [fingerprint, text_column or DEFAULT_COLUMN] if chat is None else [fingerprint, chat.key]
     key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()
-    return TextSource(path, key, read, len(rows))
+    made_of = {"dataset": path, "fingerprint": fingerprint}
+    if streaming:  # each reader opens it for itself
+        return TextSource(path, key, partial(_read_stream, place, columns), made_of=made_of)
+    return TextSource(path, key, partial(_read_rows, rows, columns, where), len(rows), made_of)
 
 
-def _load_rows(path: str, config: str | None, split: str, revision: str | None) -> Any:
-    import datasets
+@dataclass(frozen=True)
+class _Place:
+    """Where a data set is, as `datasets` is told."""
 
-    try:
-        if (Path(path) / "state.json").is_file() or (Path(path) / "dataset_dict.json").is_file():
-            loaded = datasets.load_from_disk(path)
-            return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        return datasets.load_dataset(path, config, split=split, revision=revision)
-    except Exception as error:  # `datasets` raises a dozen types, its own and others', for a data set it cannot load
-        raise XTokenError(f"cannot load the data set {path!r} (split {split!r}): {error}") from error
+    path: str
+    config: str | None
+    split: str
+    revision: str | None
+
+    def load(self, *, streaming: bool) -> Any:
+        import datasets
+
+        path = Path(self.path)
+        try:
+            if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+                loaded = datasets.load_from_disk(self.path)
+                return loaded[self.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+            return datasets.load_dataset(
+                self.path, self.config, split=self.split, revision=self.revision, streaming=streaming
+            )
+        except Exception as error:  # `datasets` raises a dozen types, its own and others'
+            raise XTokenError(f"cannot load the data set {self.path!r} (split {self.split!r}): {error}") from error
+
+    def identity(self) -> str:
+        """What changes when the data set does, found without reading it: its commit on the hub, or its local files."""
+        content: list[Any] = [self.config, self.split]
+        if Path(self.path).is_dir():
+            files = sorted(file for file in Path(self.path).rglob("*") if file.is_file())
+            content += [{**_identity(file, True), "name": str(file.relative_to(self.path))} for file in files]
+        else:
+            content += [self.path, self._commit()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _commit(self) -> str:
+        from huggingface_hub import HfApi
+
+        try:
+            return str(HfApi().dataset_info(self.path, revision=self.revision).sha)
+        except Exception as error:  # what the network and the hub raise
+            raise XTokenError(f"cannot ask the hub for the state of the data set {self.path!r}: {error}") from error
+
+
+def _first(read: Callable[[], Iterator[str]], n: int) -> Iterator[str]:
+    return islice(read(), n)
+
+
+def _read_rows(rows: Any, columns: _Columns, where: str) -> Iterator[str]:
+    for row in rows.select_columns(columns.among(rows.column_names, where)):
+        yield columns.read(row, where)
+
+
+def _read_stream(place: _Place, columns: _Columns) -> Iterator[str]:
+    for row in place.load(streaming=True):
+        yield columns.read(row, f"the data set {place.path}")
 
 
 def _files(pattern: str) -> list[Path]:
@@ -205,16 +262,25 @@ def _files(pattern: str) -> list[Path]:
     return found
 
 
-def _digest(file: Path) -> str:
-    """sha256 of the content: a file that is copied or touched is the same, one that is edited is not."""
+def _identity(file: Path, ends_only: bool) -> dict[str, Any]:
+    """A file's name, size and sha256: one that is copied or touched is the same, one that is edited is not.
+
+    Args:
+        file: the file.
+        ends_only: hash its size, its first and its last block alone.
+    """
     digest = hashlib.sha256()
     try:
         with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if ends_only and size > 2 * _BLOCK:
+                digest.update(b"%d " % size + stream.read(_BLOCK))
+                stream.seek(size - _BLOCK)
             while block := stream.read(_BLOCK):
                 digest.update(block)
     except OSError as error:
         raise XTokenError(f"cannot read {file}: {error.strerror}") from None
-    return digest.hexdigest()
+    return {"name": str(file), "bytes": size, "sha256": digest.hexdigest()}
 
 
 def _read_files(files: Sequence[Path], columns: _Columns, split_by: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -30,11 +31,15 @@ from xtoken.teachers.confidence import Adaptive
 from xtoken.teachers.online import OnlineTeacher, check_head
 from xtoken.training.callbacks import JsonLines, LossBar
 from xtoken.training.collator import Collator
+from xtoken.training.data import PreparedData
 from xtoken.training.distiller import Counts, Distiller, KdWeight, Outcome, Weighing
 from xtoken.training.failure import save_failure
 from xtoken.training.learnable import LearnableProjections
+from xtoken.training.mixture import EpochSampler, MixedData
 from xtoken.training.output import last_checkpoint
+from xtoken.training.packing import PackedData
 from xtoken.training.sharding import place
+from xtoken.training.streaming import StreamedData
 from xtoken.training.window import Interval, Window, shown, terms_of
 
 __all__ = ["XTokenTrainer"]
@@ -54,7 +59,7 @@ class XTokenTrainer(Trainer):
         model: the student, a Hugging Face causal LM.
         teachers: each with its model, loss and weight; none trains by cross-entropy alone.
         args: the Trainer's own. What this trainer cannot honour is refused.
-        train_dataset: examples, as `xtoken.training.prepare` makes them.
+        train_dataset: examples, as `xtoken.training.prepare` makes them, a `PackedData`, `MixedData` or `StreamedData`.
         eval_dataset: likewise; its loss is the same combination, batch by batch.
         student_vocab_size: the size of the student's tokenizer; by default the width of its head.
         kd_weight: of the teachers' sum, or `dynamic`: the cross-entropy over that sum, as the step before had them. The
@@ -93,6 +98,8 @@ class XTokenTrainer(Trainer):
         vocab_size = _head_width(model) if student_vocab_size is None else student_vocab_size
         check_head(model, vocab_size, "the student")
         args.remove_unused_columns = False  # examples are not dicts of the model's arguments
+        if isinstance(train_dataset, StreamedData):
+            args.ignore_data_skip = True  # the stream itself goes on where it stood
         use_cache = getattr(model.config, "use_cache", None)
         self._window, self._interval = Window(), Interval()
         self._before: dict[str, float] = {}  # the sums of the last step
@@ -169,6 +176,37 @@ class XTokenTrainer(Trainer):
         began = time.perf_counter()
         yield
         self._last_log += time.perf_counter() - began
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """An order that depends on the seed and the epoch alone."""
+        data = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(data, (PreparedData, PackedData, MixedData)):
+            return super()._get_train_sampler(train_dataset)
+        return EpochSampler(data, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's own; a stream is dealt out to the processes already, so nothing may divide it once more."""
+        data = self.train_dataset
+        if not isinstance(data, StreamedData):
+            return super().get_train_dataloader()
+        return DataLoader(
+            _Iterated(data),
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),  # its own: the global one belongs to the model
+        )
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """What each process needs to go on as it would have: its random state, and its place in the stream."""
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, StreamedData):
+            self.train_dataset.save_position(Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if isinstance(self.train_dataset, StreamedData) and checkpoint is not None:
+            self.train_dataset.load_position(Path(checkpoint))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -322,6 +360,8 @@ class XTokenTrainer(Trainer):
         """
         if "loss" in logs:
             logs = {**logs, **self._drain(), **self.learnable.logged()}
+        if isinstance(self.train_dataset, StreamedData):
+            self.state.epoch = None  # a stream has no end; what stands there counts from the last resume
         super().log(logs, start_time)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -363,6 +403,16 @@ class StepEnd(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": self.trainer.exported()}
+
+
+class _Iterated(IterableDataset[Any]):
+    """A stream as a DataLoader wants it."""
+
+    def __init__(self, data: StreamedData) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data)
 
 
 def _as_float(norm: Any) -> float:
