@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint types wheel tokenizers clean
+.PHONY: help setup demo test test-slow test-all bench lint types wheel tokenizers clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 setup: $(STAMP) ## Create .venv with pinned dependencies
 
@@ -24,9 +24,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Audit a pair, train a student four ways, print the table (under 4 minutes)
 	@$(BIN)/xtoken demo
 
-test: $(STAMP) ## Run the whole test suite
+test: $(STAMP) ## Run the test suite, but for the slow ones
 	@# One thread a worker: torch would otherwise take both cores in each.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: $(STAMP) ## Run the tests of more than a few seconds, several processes among them
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow
+
+test-all: test test-slow ## Run every test
 
 bench: $(STAMP) tokenizers ## Measure time and memory against their limits (under 10 minutes)
 	$(BIN)/python -m benchmarks

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,19 @@ TEXTS = tiny.documents(20, seed=4)
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
-def config(folder: Path) -> dict[str, Any]:
-    """Everything with a memory: dropout, packing, dynamic scaling, adaptive weights, lines over several steps."""
+DATA: dict[str, dict[str, Any]] = {
+    "packed": {"packing": "documents"},
+    "streamed": {"streaming": True, "shuffle_buffer": 5, "workers": 0},
+}
+
+
+def config(folder: Path, data: str) -> dict[str, Any]:
+    """Everything with a memory: dropout, dynamic scaling, adaptive weights, a learnable W, lines over several steps."""
+    (folder.parent / "text.txt").write_text("\n".join(TEXTS))
+    learnable = {"learnable": True, "learning_rate": 0.1}
     return {
-        "teachers": [{"loss": "p-kl", "name": "a"}, {"loss": "path-kl", "name": "b"}],
-        "data": {"context_length": 120, "packing": "documents"},
+        "teachers": [{"loss": "p-kl", "name": "a", "projection": learnable}, {"loss": "path-kl", "name": "b"}],
+        "data": {"files": [str(folder.parent / "text.txt")], "context_length": 120, **DATA[data]},
         "loss": {"kd_weight": "dynamic", "teacher_weights": "entropy", "kd_warmup": 0.5},
         "optim": {"steps": STEPS, "batch_size": 2 * WINDOW, "micro_batch_size": 2, "learning_rate": 1e-2},
         "output": {"folder": str(folder), "save_every": SAVE_EVERY, "log_every": 2},
@@ -35,12 +44,12 @@ def config(folder: Path) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, *, resume: bool = False) -> None:
+def run(folder: Path, data: str, *, resume: bool = False) -> None:
     student, teachers = tiny.student(attention_dropout=0.1), [tiny.teacher(seed=1), tiny.teacher(seed=2)]
-    distil(config(folder), student=student, teachers=teachers, texts=TEXTS, resume=resume, quiet=True)
+    distil(config(folder, data), student=student, teachers=teachers, resume=resume, quiet=True)
 
 
-def killed(folder: Path, patch: Patch) -> bool:
+def killed(folder: Path, data: str, patch: Patch) -> bool:
     """Runs it in a process of its own, in which `patch` has set a trap; whether SIGKILL ended it."""
     child = os.fork()
     if child == 0:
@@ -48,7 +57,7 @@ def killed(folder: Path, patch: Patch) -> bool:
         status = 1
         try:
             patch(pytest.MonkeyPatch())
-            run(folder, resume=True)
+            run(folder, data, resume=True)
             status = 0
         finally:
             os._exit(status)
@@ -93,16 +102,24 @@ def half_a_state(patches: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken")
-    with pytest.MonkeyPatch.context() as patches:
-        patches.setenv("XTOKEN_CACHE", str(folder / "cache"))
-        run(folder / "out")
-    return folder / "out"
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of the run that nothing interrupts."""
+
+    @cache
+    def finished(data: str) -> Path:
+        folder = tmp_path_factory.mktemp("unbroken")
+        with pytest.MonkeyPatch.context() as patches:
+            patches.setenv("XTOKEN_CACHE", str(folder / "cache"))
+            run(folder / "out", data)
+        return folder / "out"
+
+    return finished
 
 
 def check_same(folder: Path, unbroken: Path) -> None:
-    for one, other in zip(sorted(unbroken.glob("*.safetensors")), sorted(folder.glob("*.safetensors")), strict=True):
+    saved = [sorted(path.glob("*.safetensors")) for path in (unbroken, folder)]
+    assert [file.name for file in saved[0]] == ["model.safetensors", "projection-a.safetensors"]
+    for one, other in zip(*saved, strict=True):
         assert one.name == other.name
         assert all(torch.equal(a, load_file(other)[name]) for name, a in load_file(one).items())
     last = f"checkpoint-{STEPS}/optimizer.pt"
@@ -116,13 +133,14 @@ def check_same(folder: Path, unbroken: Path) -> None:
     assert [line["step"] for line in lines[0]] == [2, 4, 6, 8]
 
 
+@pytest.mark.parametrize("data", sorted(DATA))
 @pytest.mark.parametrize("micro_batch", sorted(random.Random(0).sample(range(1, STEPS * WINDOW + 1), 10)))
 def test_killed_in_any_micro_batch_it_ends_as_the_unbroken_run(
-    tmp_path: Path, unbroken: Path, micro_batch: int
+    tmp_path: Path, unbroken: Callable[[str], Path], micro_batch: int, data: str
 ) -> None:
-    assert killed(tmp_path / "out", kill_in(XTokenTrainer, "training_step", micro_batch))
-    run(tmp_path / "out", resume=True)
-    check_same(tmp_path / "out", unbroken)
+    assert killed(tmp_path / "out", data, kill_in(XTokenTrainer, "training_step", micro_batch))
+    run(tmp_path / "out", data, resume=True)
+    check_same(tmp_path / "out", unbroken(data))
 
 
 @pytest.mark.parametrize(
@@ -136,19 +154,19 @@ def test_killed_in_any_micro_batch_it_ends_as_the_unbroken_run(
     ids=["after the weights", "before the optimizer", "before the state", "in the state"],
 )
 def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(
-    tmp_path: Path, unbroken: Path, patch: Patch
+    tmp_path: Path, unbroken: Callable[[str], Path], patch: Patch
 ) -> None:
-    assert killed(tmp_path / "out", patch)
+    assert killed(tmp_path / "out", "packed", patch)
     assert (tmp_path / "out" / "checkpoint-3" / "trainer_state.json").is_file()
     assert (tmp_path / "out" / "checkpoint-6").is_dir()
-    run(tmp_path / "out", resume=True)
-    check_same(tmp_path / "out", unbroken)
+    run(tmp_path / "out", "packed", resume=True)
+    check_same(tmp_path / "out", unbroken("packed"))
 
 
-def test_killed_again_and_again(tmp_path: Path, unbroken: Path) -> None:
+def test_killed_again_and_again(tmp_path: Path, unbroken: Callable[[str], Path]) -> None:
     kills = 0
-    while killed(tmp_path / "out", kill_in(XTokenTrainer, "training_step", SAVE_EVERY * WINDOW + 1)):
+    while killed(tmp_path / "out", "streamed", kill_in(XTokenTrainer, "training_step", SAVE_EVERY * WINDOW + 1)):
         kills += 1
         assert kills < 5
     assert kills == 2
-    check_same(tmp_path / "out", unbroken)
+    check_same(tmp_path / "out", unbroken("streamed"))

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow  # processes that start anew
+
 SCRIPT = Path(__file__).parent / "processes.py"
 PLANS: dict[str, dict[str, Any]] = {
     "fixed": {"losses": ["p-kl", "path-kl"], "kd_weight": 0.7},

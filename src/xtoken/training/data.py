@@ -49,7 +49,7 @@ _FORMAT = "xtoken-examples-2"
 # hold.
 _BATCH = 512
 _BATCH_CHARACTERS = 1 << 22
-# Fewer characters are done before worker processes have started and read the tokenizers (measured, docs/parts/data.md).
+# Fewer characters are done before worker processes have started and read the tokenizers (measured, docs/data.md).
 _WORTH_WORKERS = 1 << 24
 # With fewer student tokens than this nothing in a document is predicted.
 _SHORTEST = 2

@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 # Reading and writing stay in the process that asks, and keep up with about so many.
 _MOST = 16
-# On 2 cores the threads of tokenizers do as well as two processes (measured, docs/parts/data.md).
+# On 2 cores the threads of tokenizers do as well as two processes (measured, docs/data.md).
 _FEWEST = 4
 # Results that are done before their turn are held, for so many items a worker.
 _AHEAD = 4
