@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from training import chats, tiny
 from xtoken.config import parse_config
 from xtoken.errors import XTokenError
-from xtoken.training import distil
+from xtoken.losses.cross_entropy import IGNORED_LABEL
+from xtoken.training import Collator, distil
+from xtoken.training.inputs import sources_of, training_data
+from xtoken.training.participants import gather
 
 
 def config(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -112,3 +116,24 @@ def test_texts_are_no_conversations(tmp_path: Path) -> None:
         distil({"data": {"format": "chat"}}, texts=[{"text": "x"}])
     with pytest.raises(XTokenError, match=r"the data section's files, dataset and columns have no effect"):
         distil({"data": {"format": "chat", "chat_columns": ["talk"]}}, texts=[])
+
+
+@pytest.mark.parametrize("packing", ["documents", "concatenate"])
+def test_packed_conversations_learn_what_unpacked_ones_do(tmp_path: Path, packing: str) -> None:
+    """The same labels and chunks in fewer sequences, each token of them once."""
+    settings = config(tmp_path, data={"format": "chat", "context_length": 120, "packing": packing})
+    unpacked = config(tmp_path, data={"format": "chat", "context_length": 120})
+    found = []
+    for asked in (settings, unpacked):
+        parsed = parse_config(asked)
+        participants = gather(parsed, None, [], None)
+        data = training_data(sources_of(parsed.data, chats.sums(24)), participants, tmp_path / "cache", progress=False)
+        batch = Collator()(data.__getitems__(list(range(len(data)))))
+        labels = batch["labels"][batch["labels"] != IGNORED_LABEL].sort().values
+        (side,) = batch["teachers"].values()
+        found.append((len(data), labels, side["index"]["student_tokens"].sort().values))
+    assert found[0][0] < found[1][0] / 1.5
+    assert torch.equal(found[0][1], found[1][1])
+    assert torch.equal(found[0][2], found[1][2])
+    result = distil({**settings, "loss": {"kd_weight": 1.0}}, texts=chats.sums(60), quiet=True)
+    assert result.log[-1]["ce"] < 0.7 * result.log[0]["ce"]

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from training import tiny
 from xtoken.config import TeacherConfig
-from xtoken.errors import FingerprintMismatchError, XTokenError
+from xtoken.errors import DivergedError, FingerprintMismatchError, XTokenError
 from xtoken.losses import PKL, ChunkIndex
 from xtoken.projection import Projection
 from xtoken.teachers import DenseSignal
@@ -296,3 +296,10 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
 def test_a_projection_setting_without_effect_is_an_error(section: dict[str, Any], message: str) -> None:
     with pytest.raises(XTokenError, match=message):
         make_objective(TeacherConfig(**section), STUDENT, TEACHER, None)
+
+
+def test_a_gradient_of_w_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    teacher = learner()
+    log_weights(teacher).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(DivergedError, match="step 1: gradient of a projection is not finite"):
+        trainer_of(tmp_path, teacher).train()

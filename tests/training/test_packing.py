@@ -12,15 +12,18 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, MambaConfig, MambaForCausalLM
 
 from training import tiny
-from xtoken.config import TeacherConfig
+from xtoken.config import TeacherConfig, parse_config
 from xtoken.errors import XTokenError
 from xtoken.losses import ChunkIndex
 from xtoken.losses.cross_entropy import IGNORED_LABEL
 from xtoken.teachers.causal import causal_logits, packs_apart
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.training import Collator, Distiller, LoadedModel, Side, distil, prepare, side_key, texts_from_list
+from xtoken.training.inputs import sources_of, training_data
+from xtoken.training.mixture import MixedData
 from xtoken.training.objectives import make_objective
 from xtoken.training.packing import PackedData, join, pack
+from xtoken.training.participants import gather
 
 STUDENT, TEACHER = tiny.packed(), tiny.split()
 SIDE = side_key(TEACHER)
@@ -155,3 +158,22 @@ def test_a_run_with_a_model_that_mixes_is_refused() -> None:
     settings = {"data": {"context_length": 64, "packing": "documents"}, "optim": {"steps": 1, "batch_size": 1}}
     with pytest.raises(XTokenError, match="but the student would let documents in one sequence see each other"):
         distil(settings, student=learner, texts=TEXTS, quiet=True)
+
+
+def test_corpora_are_packed_each_on_its_own_and_keep_their_shares(tmp_path: Path) -> None:
+    files = []
+    for name, seed in (("a", 5), ("b", 6)):
+        files.append(tmp_path / f"{name}.txt")
+        files[-1].write_text("\n".join(tiny.documents(30, seed)))
+    corpora = [{"files": [str(files[0])], "weight": 3}, {"files": [str(files[1])], "weight": 1}]
+    config = parse_config({"data": {"corpora": corpora, "context_length": 120, "packing": "documents"}})
+    participants = gather(config, tiny.student(), [], None)
+    data = training_data(sources_of(config.data, None), participants, tmp_path / "cache", progress=False)
+    assert isinstance(data, MixedData)
+    packs = data.__getitems__(data.order(0, 0).tolist())
+    assert all(isinstance(pack, tuple) and len(pack) > 1 for pack in packs)
+    first = len(data.corpora[0].data)
+    tokens = [0, 0]
+    for number, documents in zip(data.order(0, 0).tolist(), packs, strict=True):
+        tokens[int(number >= first)] += sum(len(example.ids) for example in documents)
+    assert tokens[0] / sum(tokens) == pytest.approx(0.75, abs=0.05)

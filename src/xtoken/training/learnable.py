@@ -104,6 +104,11 @@ class LearnableProjections(TrainerCallback):
             own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = accelerator.reduce(own, reduction="mean")
 
+    def gradients_are_finite(self) -> bool:
+        """Whether all of them are; waits for the device where there is any."""
+        gradients = [w.log_weights.grad for w in self.weights.values() if w.log_weights.grad is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+
     def logged(self) -> dict[str, float]:
         """`w_drift/NAME`: the share of the learnable rows' mass that lies elsewhere than at the start, their mean."""
         if not self.weights:

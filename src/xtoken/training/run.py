@@ -224,7 +224,7 @@ class _Run:
             model = finished(model, self.participants.config.student.lora)
         if self.folder is not None and not interrupted and trainer.is_world_process_zero():
             save_student(model, self.folder, self.participants.student.tokenizer_files, weights)
-        projections = self.projections(done, saves=not interrupted and trainer.is_world_process_zero())
+        projections = self.projections(student_step, saves=not interrupted and trainer.is_world_process_zero())
         trainer.accelerator.wait_for_everyone()
         result = RunResult(
             student=model,

@@ -306,6 +306,8 @@ class XTokenTrainer(Trainer):
         # Under a loss scaler an overflow is met by another scale, and the step is left out.
         if not wrong and norm is not None and not self.args.fp16 and not math.isfinite(_as_float(norm)):
             wrong = ["gradient"]
+        if not wrong and not self.args.fp16 and not self.learnable.gradients_are_finite():
+            wrong = ["gradient of a projection"]
         if wrong:
             self._fail(window, wrong)
         assert window.weighing is not None
