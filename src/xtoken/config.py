@@ -190,11 +190,6 @@ class _SourceSection(_Section):
     split: str | None = Field(default=None, description="The dataset's split (default train).")
     revision: str | None = Field(default=None, description="The dataset's hub revision.")
     text_column: str | None = Field(default=None, description="The column or key that holds the text (default text).")
-    chat_columns: Annotated[list[str], Field(min_length=1, max_length=2)] | None = Field(
-        default=None,
-        description="For format chat: the column of the messages, or the two of prompt and completion (default "
-        "messages, or else prompt and completion).",
-    )
     split_text_by: Literal["line", "paragraph", "document"] | None = Field(
         default=None,
         description="What one document is in a .txt file: a line (default, as in `datasets`), a paragraph between "
@@ -220,7 +215,17 @@ class _SourceSection(_Section):
         return self
 
 
-class CorpusConfig(_SourceSection):
+class _CorpusSection(_SourceSection):
+    """Documents to train on."""
+
+    chat_columns: Annotated[list[str], Field(min_length=1, max_length=2)] | None = Field(
+        default=None,
+        description="For format chat: the column of the messages, or the two of prompt and completion (default "
+        "messages, or else prompt and completion).",
+    )
+
+
+class CorpusConfig(_CorpusSection):
     """One of several corpora."""
 
     name: str | None = Field(default=None, description="What messages call it; by default its file or dataset.")
@@ -235,7 +240,7 @@ class CorpusConfig(_SourceSection):
         return self
 
 
-class DataConfig(_SourceSection):
+class DataConfig(_CorpusSection):
     """The text to train on."""
 
     format: Literal["text", "chat"] = Field(
@@ -292,7 +297,7 @@ class DataConfig(_SourceSection):
     @model_validator(mode="after")
     def _settings_fit(self) -> DataConfig:
         if self.corpora:
-            for key in _SourceSection.model_fields:
+            for key in _CorpusSection.model_fields:
                 if getattr(self, key) is not None:
                     raise ValueError(f"{key} has no effect beside corpora: give it to each of them")
             if self.streaming:
@@ -365,20 +370,9 @@ class OptimConfig(_Section):
     )
 
 
-class EvalConfig(_Section):
-    """Held-out text, and what its figures decide."""
+class EvalConfig(_SourceSection):
+    """Held-out text, on which bits per byte are measured during training, and what these figures decide."""
 
-    files: list[str] | None = Field(
-        default=None, description="Held-out text, as for data.files; bits per byte are measured on it during training."
-    )
-    dataset: str | None = Field(default=None, description="The same, as for data.dataset.")
-    config: str | None = Field(default=None, description="The dataset's configuration name.")
-    split: str | None = Field(default=None, description="The dataset's split; to be named with dataset.")
-    revision: str | None = Field(default=None, description="The dataset's hub revision.")
-    text_column: str | None = Field(default=None, description="The column or key that holds the text (default text).")
-    split_text_by: Literal["line", "paragraph", "document"] | None = Field(
-        default=None, description="What one document is in a .txt file, as for data.split_text_by."
-    )
     max_documents: Count = Field(default=1000, description="Use the first so many held-out documents at most.")
     context_length: Count | None = Field(
         default=None, description="Tokens in a window; by default data.context_length. No document is cut off."
@@ -396,22 +390,10 @@ class EvalConfig(_Section):
         description="Which student is saved at the end; by default the best where keep_best is on, else the last.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        return {"files": [value]} if isinstance(value, str) else value
-
     @model_validator(mode="after")
-    def _one_source(self) -> EvalConfig:
-        if self.files is not None and self.dataset is not None:
-            raise ValueError("give files or dataset, not both")
-        for key in ("config", "split", "revision"):
-            if self.dataset is None and getattr(self, key) is not None:
-                raise ValueError(f"{key} has no effect without dataset")
+    def _settings_fit(self) -> EvalConfig:
         if self.dataset is not None and self.split is None:
             raise ValueError("name the dataset's split that is held out, as in split: test")
-        if self.dataset is not None and self.split_text_by is not None:
-            raise ValueError("split_text_by has no effect with dataset: it is about .txt files")
         if self.save == "best" and not self.keep_best:
             raise ValueError("save: best needs the best checkpoint: leave keep_best on")
         return self

@@ -61,20 +61,21 @@ def sources_of(data: DataConfig, texts: Sequence[Any] | None) -> list[TextSource
     if data.files is None and data.dataset is None and not data.corpora:
         raise XTokenError("there is no data: name data.files (local text) or data.dataset (a `datasets` id)")
     parts: Sequence[DataConfig | CorpusConfig] = data.corpora or [data]
-    return [_source(part, data) for part in parts]
+    columns = [None if part.chat_columns is None else tuple(part.chat_columns) for part in parts]
+    chats = [ChatColumns(names) if data.format == "chat" else None for names in columns]
+    return [_source(part, chat, data.streaming) for part, chat in zip(parts, chats, strict=True)]
 
 
-def _source(part: DataConfig | CorpusConfig, data: DataConfig) -> TextSource:
-    chat = None
-    if data.format == "chat":
-        chat = ChatColumns(None if part.chat_columns is None else tuple(part.chat_columns))
+def _source(
+    part: DataConfig | CorpusConfig | EvalConfig, chat: ChatColumns | None = None, streaming: bool = False
+) -> TextSource:
     if part.files is not None:
         source = texts_from_files(
             part.files,
             text_column=part.text_column,
             split_by=part.split_text_by,
             chat=chat,
-            streaming=data.streaming,
+            streaming=streaming,
         )
     else:
         source = texts_from_dataset(
@@ -84,7 +85,7 @@ def _source(part: DataConfig | CorpusConfig, data: DataConfig) -> TextSource:
             revision=part.revision,
             text_column=part.text_column,
             chat=chat,
-            streaming=data.streaming,
+            streaming=streaming,
         )
     return source if part.max_documents is None else source.first(part.max_documents)
 
@@ -106,23 +107,11 @@ def held_out_source(config: RunConfig, texts: Sequence[str] | None) -> TextSourc
         if any((asked.files, asked.dataset, asked.text_column, asked.split_text_by)):
             raise XTokenError("eval_texts were passed, so the eval section's files, dataset and columns have no effect")
         return texts_from_list(texts, "the given eval_texts").first(asked.max_documents)
-    if asked.files is not None:
-        source = texts_from_files(asked.files, text_column=asked.text_column, split_by=asked.split_text_by)
-    elif asked.dataset is not None:
-        source = texts_from_dataset(
-            asked.dataset,
-            config=asked.config,
-            split=asked.split,
-            revision=asked.revision,
-            text_column=asked.text_column,
-        )
-    elif asked != EvalConfig():
+    if asked.files is None and asked.dataset is None and asked != EvalConfig():
         raise XTokenError(
             "the eval section names no held-out text, so it has no effect: name eval.files, or eval.dataset"
         )
-    else:
-        return None
-    return source.first(asked.max_documents)
+    return None if asked.files is None and asked.dataset is None else _source(asked)
 
 
 def held_out_text(
