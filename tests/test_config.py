@@ -175,3 +175,16 @@ def test_the_papers_runs_follow_its_recipe(name: str, teachers: list[tuple[str, 
 
 def test_configs_are_shipped() -> None:
     assert CONFIGS
+
+
+def test_a_section_in_its_short_form_can_be_changed_by_key(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("student: A\nteachers: [B]\ndata: text.txt\noutput: out\n")
+    changes = ["student.lora.rank=4", "teachers.0.weight=2", "data.packing=documents", "output.save_every=5"]
+    found = load_config(path, changes)
+    assert (found.student.model, found.student.lora and found.student.lora.rank) == ("A", 4)
+    assert (found.teachers[0].model, found.teachers[0].weight) == ("B", 2)
+    assert (found.data.files, found.data.packing) == (["text.txt"], "documents")
+    assert (found.output.folder, found.output.save_every) == ("out", 5)
+    with pytest.raises(XTokenError, match=r"there is a str .* above it, which has no keys"):
+        load_config(path, ["student.model.name=x"])

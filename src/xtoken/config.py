@@ -570,8 +570,20 @@ def _override(raw: dict[str, Any], override: str) -> None:
     here: Any = raw
     parts = key.split(".")
     for depth, part in enumerate(parts[:-1]):
-        here = _step_into(here, part, ".".join(parts[: depth + 1]))
+        path = ".".join(parts[: depth + 1])
+        above, here = here, _step_into(here, part, path)
+        if isinstance(here, str):  # a section in its short form
+            here = _long_form(here, path)
+            _assign(above, part, here, path)
     _assign(here, parts[-1], parsed, key)
+
+
+def _long_form(value: str, path: str) -> Any:
+    """What a section given as a bare string stands for; the string itself where there is no such section."""
+    sections: dict[str, Any] = {"student": StudentConfig, "teachers.N": TeacherConfig, "data": DataConfig}
+    sections |= {"eval": EvalConfig, "output": OutputConfig, "data.corpora.N": CorpusConfig}
+    section = sections.get(re.sub(r"\.\d+", ".N", path))
+    return value if section is None else section._short(value)
 
 
 def _step_into(here: Any, part: str, path: str) -> Any:
