@@ -46,13 +46,14 @@ _MODEL = ("model", "revision", "dtype")
 _TEACHER = ("name", "loss", "weight", "merge", "temperature", "top_k", "ranks", "context_length")
 _SOURCE = ("files", "dataset", "config", "split", "revision", "text_column", "split_text_by", "max_documents")
 _SCHEDULE = ("learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm", "steps")
+_READING = ("format", "chat_columns", "loss_on", "corpora", "streaming", "shuffle_buffer", "workers")
 _COUNTED = {
     "student": _MODEL,
     "teachers": (*_MODEL, *_TEACHER),
-    "data": (*_SOURCE, "context_length", "append_eos", "alignment"),
-    "loss": ("kd_weight", "ce_weight"),
+    "data": (*_SOURCE, *_READING, "context_length", "append_eos", "alignment", "packing"),
+    "loss": ("kd_weight", "ce_weight", "kd_warmup"),
     "optim": (*_SCHEDULE, "batch_size", "micro_batch_size", "gradient_checkpointing"),
-    "output": ("folder", "save_every", "keep_checkpoints", "log_every", "trackers"),
+    "output": ("folder", "save_every", "keep_checkpoints", "log_every", "trackers", "push_to_hub", "private"),
     "seed": (),
 }
 
