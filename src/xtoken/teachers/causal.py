@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xtoken.teachers.head import Head
 
-__all__ = ["HiddenReader", "causal_logits", "decoder_of", "packs_apart"]
+__all__ = ["HiddenReader", "causal_logits", "decoder_of", "packs_apart", "uses_flash_attention"]
 
 # How far, as a share of the largest logit, the head's logits may lie from the model's: rounding in the model's dtype.
 _SLACK = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -51,24 +51,36 @@ def _inputs(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | No
 def packs_apart(model: nn.Module) -> bool:
     """Whether documents packed into one sequence, each with positions from 0, are read as if each stood alone.
 
-    It is tried on the model, in evaluation mode; state-space layers and some attention layers let them mix.
+    It is tried on the model, in evaluation mode, on two sequences with other borders; state-space layers and some
+    attention layers let them mix. Flash attention runs on GPUs alone and is not tried: transformers keeps documents
+    apart for it in a batch of one sequence, and not in larger ones.
 
     Args:
         model: unwrapped, on its device.
     """
     device = next(model.parameters()).device
-    ids = torch.tensor([[0, 1, 1, 0, 1, 0]], device=device)
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
+    ids = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 0, 0, 1, 1, 0]], device=device)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3]], device=device)
+    borders = (3, 2)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            packed = causal_logits(model, ids, torch.ones_like(ids), positions)[0, 3:]
-            alone = causal_logits(model, ids[:, 3:], torch.ones_like(ids[:, 3:]))[0]
+            packed = causal_logits(model, ids, torch.ones_like(ids), positions)
+            apart = []
+            for row, border in enumerate(borders):
+                own = ids[row : row + 1, border:]
+                alone = causal_logits(model, own, torch.ones_like(own))[0]
+                slack = _SLACK.get(alone.dtype, _HALF_SLACK) * alone.abs().max()
+                apart.append((packed[row, border:] - alone).abs().max() <= slack)
     finally:
         model.train(was_training)
-    slack = _SLACK.get(packed.dtype, _HALF_SLACK)
-    return bool((packed - alone).abs().max() <= slack * alone.abs().max())
+    return all(bool(each) for each in apart)
+
+
+def uses_flash_attention(model: nn.Module) -> bool:
+    """Whether a Hugging Face model's attention is one of the flash kernels."""
+    return "flash" in str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
 
 
 def decoder_of(model: nn.Module) -> nn.Module | None:

@@ -85,6 +85,7 @@ def trainer_arguments(config: RunConfig, folder: Path, *, saves: bool, quiet: bo
         **{checkpointing: optim.gradient_checkpointing},
     )
     _check_processes(arguments.world_size)
+    _check_launcher(bf16)
     if any(teacher.device_map is not None for teacher in config.teachers):
         arguments._n_gpu = min(1, arguments.n_gpu)  # the others are the teachers', not for data parallelism
     arguments.run_settings = dict(flat_settings(config))
@@ -143,4 +144,14 @@ def _check_processes(world_size: int) -> None:
             f"the environment says WORLD_SIZE {_processes()}, but the Trainer runs {world_size} process(es). Start "
             "them with torchrun or accelerate launch (on CPUs with ACCELERATE_USE_CPU=true); for one process, unset "
             "WORLD_SIZE."
+        )
+
+
+def _check_launcher(bf16: bool) -> None:
+    """Refuses a launcher's mixed precision that is not the run's: it would win, and nobody would be told."""
+    told, wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "bf16" if bf16 else "no"
+    if told not in ("no", wanted):
+        raise XTokenError(
+            f"the launcher asks for mixed precision {told}, and this run computes in "
+            f"{'bfloat16' if bf16 else 'float32'} (optim.precision): launch with --mixed_precision no, or make them agree"
         )

@@ -258,7 +258,10 @@ class Distiller:
         if self.adaptive is not None:
             own = [terms.teachers[teacher.name].metrics for teacher in self.teachers]
             scores = torch.stack([(m[SCORE] / m[SCORED].clamp(min=1)).to(ce.dtype) for m in own])
-            weights = list(self.adaptive.weights(scores))
+            judged = torch.stack([m[SCORED] > 0 for m in own])
+            # Of a teacher without a token nothing is known: it stands where the judged ones do on average.
+            average = torch.where(judged, scores, 0).sum() / judged.sum().clamp(min=1)
+            weights = list(self.adaptive.weights(torch.where(judged, scores, average)))
         named = dict(zip([teacher.name for teacher in self.teachers], weights, strict=True))
         if not self.teachers:
             return Weighing(torch.zeros_like(ce), named)

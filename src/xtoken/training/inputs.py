@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtoken.config import CorpusConfig, DataConfig, EvalConfig, RunConfig
 from xtoken.errors import XTokenError
-from xtoken.teachers.causal import packs_apart
+from xtoken.teachers.causal import packs_apart, uses_flash_attention
 from xtoken.training.conversations import ChatColumns
 from xtoken.training.data import DataReport, PreparedData, prepare, prepared_file
 from xtoken.training.mixture import Corpus, MixedData
@@ -201,7 +201,13 @@ def _check_packing(participants: Participants) -> None:
         return
     models = {"the student": participants.student.model}
     models |= {f"teacher {t.config.name!r}": t.loaded.model for t in participants.teachers}
-    mixing = [who for who, model in models.items() if not packs_apart(model)]
+    flash = [who for who, model in models.items() if uses_flash_attention(model)]
+    if flash and (participants.config.optim.micro_batch_size or 1) > 1:
+        raise XTokenError(
+            f"data.packing is documents, and {' and '.join(flash)} uses flash attention, for which transformers keeps "
+            "documents apart in a batch of one sequence alone: use optim.micro_batch_size 1, or attention sdpa"
+        )
+    mixing = [who for who, model in models.items() if who not in flash and not packs_apart(model)]
     if mixing:
         raise XTokenError(
             f"data.packing is documents, but {' and '.join(mixing)} would let documents in one sequence see each other "

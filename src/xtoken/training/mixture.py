@@ -47,7 +47,11 @@ class Ordered(Protocol):
 
 
 class EpochSampler(Sampler[int]):
-    """A dataset's own order, by the seed and by the epoch that the dataset was told of last.
+    """A dataset's own order, by the seed and by the epoch that the dataset was told of last, in whole batches.
+
+    Passes follow on one another without a gap, and what an epoch leaves over of its last batch begins the next one. So
+    every batch is whole, for any number of processes, and nothing is seen twice before all has been seen once; fewer
+    examples than a batch come again within it.
 
     The epoch comes through the dataset because that is what accelerate tells in every case; it does not reach a sampler
     beneath both its wrappers, which a run of several processes has that is taken up again.
@@ -55,20 +59,25 @@ class EpochSampler(Sampler[int]):
     Args:
         data: a dataset.
         seed: of the order.
+        batch: examples in an optimizer step, over all processes.
     """
 
-    def __init__(self, data: Ordered, seed: int) -> None:
+    def __init__(self, data: Ordered, seed: int, batch: int = 1) -> None:
         self.data = data
         self.seed = seed
-        self._length = len(data.order(seed, 0))
+        self._size = len(data.order(seed, 0))
+        self._length = max(batch, self._size // batch * batch)
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[int]:
-        order = self.data.order(self.seed, self.data.epoch)
-        for start in range(0, len(order), _AT_A_TIME):
-            yield from order[start : start + _AT_A_TIME].tolist()
+        begin = self.data.epoch * self._length
+        end = begin + self._length
+        for turn in range(begin // self._size, -(-end // self._size)):
+            order = self.data.order(self.seed, turn)[max(0, begin - turn * self._size) : end - turn * self._size]
+            for start in range(0, len(order), _AT_A_TIME):
+                yield from order[start : start + _AT_A_TIME].tolist()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ CONFIG_FILE = "xtoken_config.yaml"
 RUN_FILE = "xtoken_run.json"
 COPIED = "copied_files"  # the key in RUN_FILE
 _CHECKPOINT = "checkpoint-"
+FAILURE = "failure-step-"
 # Written last of all in a checkpoint, so one that has it whole is whole.
 TRAINER_STATE = "trainer_state.json"
 # What says that a run was here, and what --overwrite removes.
@@ -38,6 +39,7 @@ _TRACES = (
     RUN_FILE,
     METRICS_FILE,
     f"{_CHECKPOINT}*",
+    f"{FAILURE}*",
     "config.json",
     "generation_config.json",
     "model*.safetensors*",

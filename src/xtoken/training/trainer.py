@@ -182,7 +182,9 @@ class XTokenTrainer(Trainer):
         data = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(data, (PreparedData, PackedData, MixedData)):
             return super()._get_train_sampler(train_dataset)
-        return EpochSampler(data, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        processes = self.args.world_size * self.args.gradient_accumulation_steps
+        return EpochSampler(data, seed, self.args.train_batch_size * processes)
 
     def get_train_dataloader(self) -> Any:
         """The Trainer's own; a stream is dealt out to the processes already, so nothing may divide it once more."""
