@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
@@ -48,6 +48,7 @@ def use_fsdp2(trainer: XTokenTrainer) -> None:
     )
     state = trainer.accelerator.state
     state.distributed_type, state.fsdp_plugin, trainer.is_fsdp_enabled = DistributedType.FSDP, plugin, True
+    PartialState().distributed_type = DistributedType.FSDP  # which the state above is filled from again and again
 
 
 def train(asked: dict[str, Any]) -> dict[str, Any]:

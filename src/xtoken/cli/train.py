@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -100,16 +101,24 @@ def train_command(
         raise XTokenError(f"{config}: output.folder is missing, and the student has to be saved somewhere")
     from xtoken.training import distil
 
-    with _messages(logging.WARNING if quiet else logging.INFO):
+    is_first = _is_first()
+    with _messages(logging.INFO if is_first and not quiet else logging.WARNING):
         result = distil(run, resume=resume, overwrite=overwrite, quiet=quiet)
     if result.interrupted:
         again = ["xtoken", "train", str(config), *(part for o in overrides or [] for part in ("--set", o)), "--resume"]
-        err().print(f"stopped after step {result.steps:,} of {run.optim.steps:,}; checkpoint: {result.checkpoint}")
-        err().print(f"go on with: {shlex.join(again)}", soft_wrap=True)
+        if is_first:
+            err().print(f"stopped after step {result.steps:,} of {run.optim.steps:,}; checkpoint: {result.checkpoint}")
+            err().print(f"go on with: {shlex.join(again)}", soft_wrap=True)
         raise typer.Exit(EXIT_TERMINATED if result.stop_signal == signal.SIGTERM else EXIT_INTERRUPTED)
-    _summarise(result)
+    if is_first:
+        _summarise(result)
     if result.push_failed:  # the log has said why, and what to do
         raise typer.Exit(EXIT_MISTAKE)
+
+
+def _is_first() -> bool:
+    """Whether this is the process that speaks for all that the launcher started."""
+    return int(os.environ.get("RANK") or 0) == 0
 
 
 def _refuse(why: str, options: Mapping[str, object]) -> None:

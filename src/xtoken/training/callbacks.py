@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -105,17 +105,37 @@ class CheckpointFiles(TrainerCallback):
 class StopRequest(TrainerCallback):
     """Ends the training after the step at hand, with a checkpoint, once it is asked to.
 
+    A signal may reach one of several processes, or each in another step, and who stops alone leaves the others waiting
+    for ever. So the trainer adds up what each has heard, with the sums of a step, and all stop after the step in which
+    they learn of it: the one at hand or the next.
+
     Attributes:
-        asked: whether it was.
-        signal: the number of the signal that asked first; None where none did.
+        asked: whether this process was.
+        is_agreed: whether all know that some process was.
+        signal: the number of the signal that asked first here, and once it is agreed the same in all; None where none
+            did.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.is_agreed = False, False
         self.signal: int | None = None
 
+    def heard(self) -> list[float]:
+        """What this process has to say: a 1 where it was asked, and one for the signal that asked."""
+        return [float(self.asked), *(float(self.signal == number) for number in _SIGNALS)]
+
+    def agree(self, heard: Sequence[float]) -> None:
+        """Takes up the sums over all processes of what they have heard.
+
+        Args:
+            heard: as `heard` gives it, added up.
+        """
+        self.is_agreed = heard[0] > 0
+        signals = [number for number, count in zip(_SIGNALS, heard[1:], strict=True) if count]
+        self.signal = int(signals[-1]) if self.is_agreed and signals else self.signal
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked:
+        if self.is_agreed or (self.asked and args.world_size == 1):
             control.should_save = True
             control.should_training_stop = True
 

@@ -221,6 +221,13 @@ def save_student(
         tokenizer_files: copied as they are.
         weights: whole, of a model that is sharded over processes; None for its own.
     """
-    model.save_pretrained(folder, **({} if weights is None else {"state_dict": dict(weights)}))
+    model.save_pretrained(folder, **({} if weights is None else {"state_dict": _without_tied(model, weights)}))
     for file in tokenizer_files:
         shutil.copy(file, folder / file.name)
+
+
+def _without_tied(model: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Each weight under the first of its names: gathering makes a copy for every name of a tied one."""
+    first: dict[int, str] = {}
+    named = {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+    return {name: weight for name, weight in weights.items() if named.get(name, name) == name}

@@ -207,7 +207,8 @@ class _Run:
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             done = int(trainer.state.global_step)
-        interrupted, seconds = stop.asked and done < steps, time.perf_counter() - began
+        is_stopped, seconds = stop.asked or stop.is_agreed, time.perf_counter() - began
+        interrupted = is_stopped and done < steps
         trainer.accelerator.wait_for_everyone()  # the checkpoints are written
         best = self.best_checkpoint(trainer)
         student_step = done

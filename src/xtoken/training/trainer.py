@@ -29,7 +29,7 @@ from xtoken.losses.cross_entropy import IGNORED_LABEL
 from xtoken.teachers.causal import HiddenReader, causal_logits
 from xtoken.teachers.confidence import Adaptive
 from xtoken.teachers.online import OnlineTeacher, check_head
-from xtoken.training.callbacks import JsonLines, LossBar
+from xtoken.training.callbacks import JsonLines, LossBar, StopRequest
 from xtoken.training.collator import Collator
 from xtoken.training.data import PreparedData
 from xtoken.training.distiller import Counts, Distiller, KdWeight, Outcome, Weighing
@@ -303,7 +303,7 @@ class XTokenTrainer(Trainer):
         """
         window, self._window = self._window, Window()
         norm, self._gradient_norm = self._gradient_norm, None
-        sums = self._reduced(window)
+        sums = self._reduced(window, self._stop_request())
         wrong = [name for name, value in sums.items() if not math.isfinite(value)]
         # Under a loss scaler an overflow is met by another scale, and the step is left out.
         if not wrong and norm is not None and not self.args.fp16 and not math.isfinite(_as_float(norm)):
@@ -317,10 +317,24 @@ class XTokenTrainer(Trainer):
         self._interval.add(sums, self.distiller.ce_weight, float(window.weighing.factor), weights)
         self._before = sums
 
-    def _reduced(self, window: Window) -> dict[str, float]:
-        """A window's sums over all processes, the same in each; the one place where a step waits for the device."""
+    def _reduced(self, window: Window, stop: StopRequest | None = None) -> dict[str, float]:
+        """A window's sums over all processes, the same in each; the one place where a step waits for the device.
+
+        Args:
+            window: of this process.
+            stop: what the processes are to agree on, on the same way.
+        """
         names, flat = window.flat()
-        return dict(zip(names, self.accelerator.reduce(flat, reduction="sum").tolist(), strict=True))
+        heard = [] if stop is None else stop.heard()
+        sums = self.accelerator.reduce(torch.cat([flat, flat.new_tensor(heard)]), reduction="sum").tolist()
+        if stop is not None:
+            stop.agree(sums[len(names) :])
+        return dict(zip(names, sums[: len(names)], strict=True))
+
+    def _stop_request(self) -> StopRequest | None:
+        """What several processes have to agree on; one by itself has not."""
+        requests = (callback for callback in self.callback_handler.callbacks if isinstance(callback, StopRequest))
+        return next(requests, None) if self.args.world_size > 1 else None
 
     def _fail(self, window: Window, wrong: Sequence[str]) -> None:
         step = self.state.global_step + 1
