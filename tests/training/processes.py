@@ -28,7 +28,8 @@ from xtoken.training.objectives import make_objective
 
 STUDENT, TEACHER = tiny.packed(), tiny.split()
 # Lengths, and with them counts of chunks, as uneven as can be.
-TEXTS = ["7", "Ada has 123 coins and gets 45 more: 168 in all.", "Bo", "Cleo 55 66 77 88 99 111 222 333 444 5"] * 2
+SAMPLE = ["7", "Ada has 123 coins and gets 45 more: 168 in all.", "Bo", "Cleo 55 66 77 88 99 111 222 333 444 5"]
+TEXTS = (3 * SAMPLE)[:11]  # no multiple of a step's 8, so that steps cross the ends of epochs
 
 
 def online(loss: str, name: str, sharded: bool) -> OnlineTeacher:

@@ -19,6 +19,8 @@ from xtoken.training import distil
 from xtoken.training.callbacks import StopRequest
 from xtoken.training.data import PreparedData, Side, prepare
 from xtoken.training.mixture import Corpus, EpochSampler, MixedData
+from xtoken.training.packing import PackedData
+from xtoken.training.texts import texts_from_list
 
 STUDENT = Side(tiny.packed(), 128)
 
@@ -193,3 +195,29 @@ def test_a_mixture_is_trained_on_and_gone_on_with(
 def test_texts_in_memory_leave_no_room_for_corpora(tmp_path: Path) -> None:
     with pytest.raises(XTokenError, match="texts were passed"):
         train(config(tmp_path), texts=["a"])
+
+
+@pytest.mark.parametrize(("size", "batch"), [(11, 4), (8, 4), (3, 8), (5, 1)])
+def test_batches_are_whole_over_the_ends_of_epochs_and_nothing_comes_twice_before_all_came_once(
+    size: int, batch: int
+) -> None:
+    data = prepare(texts_from_list(tiny.documents(size)), Side(tiny.packed(), 64))
+    sampler = EpochSampler(data, 7, batch)
+    seen = []
+    for epoch in range(6):
+        data.set_epoch(epoch)
+        seen += list(sampler)
+        assert len(seen) == (epoch + 1) * len(sampler)
+    assert len(sampler) % batch == 0
+    for turn in range(len(seen) // size):
+        assert sorted(seen[turn * size : (turn + 1) * size]) == list(range(size))
+
+
+def test_every_example_says_which_document_of_which_corpus_it_is() -> None:
+    texts = [["a 1", " ", "b 22"], ["c 333"]]
+    corpora = [prepare(texts_from_list(some), Side(tiny.packed(), 64)) for some in texts]
+    mixed = MixedData([Corpus(name, data, 1.0) for name, data in zip("xy", corpora, strict=True)])
+    found = [(e.corpus, e.documents) for e in mixed.__getitems__([0, 1, 2])]  # the second document is empty
+    assert found == [(0, (0,)), (0, (2,)), (1, (0,))]
+    packed = PackedData(corpora[0], "concatenate", {"": 64})
+    assert packed[0].documents == (0, 2)  # type: ignore[union-attr]

@@ -90,7 +90,7 @@ def test_nothing_is_predicted_across_a_border() -> None:
     assert (batch["position_ids"][0, begins] == 0).all()
     index = ChunkIndex.from_tensors(batch["teachers"][SIDE]["index"])
     assert not set((index.student_rows + 1).tolist()) & set(begins.tolist())
-    assert batch["examples"].tolist() == [example.number for example in documents[0]]
+    assert batch["documents"].tolist() == [[0, *example.documents] for example in documents[0]]
 
 
 def test_joined_documents_are_one_text_in_which_each_sees_those_before() -> None:
@@ -177,3 +177,12 @@ def test_corpora_are_packed_each_on_its_own_and_keep_their_shares(tmp_path: Path
     for number, documents in zip(data.order(0, 0).tolist(), packs, strict=True):
         tokens[int(number >= first)] += sum(len(example.ids) for example in documents)
     assert tokens[0] / sum(tokens) == pytest.approx(0.75, abs=0.05)
+
+
+def test_flash_attention_packs_one_sequence_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = tiny.student()
+    student.model.config._attn_implementation = "flash_attention_2"
+    settings = {"data": {"context_length": 64, "packing": "documents"}, "optim": {"steps": 1, "batch_size": 2}}
+    settings["optim"]["micro_batch_size"] = 2
+    with pytest.raises(XTokenError, match=r"the student uses flash attention, .* optim.micro_batch_size 1"):
+        distil(settings, student=student, texts=TEXTS, quiet=True)

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -258,7 +259,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_student_is_changed(tm
     assert report["step"] == 1
     assert report["micro_batch"] == 0
     assert "\ttotal" in report["not_finite"]
-    assert set(report["examples"]) <= set(range(len(TEXTS)))
+    assert {number for _, number in report["documents"]} <= set(range(len(TEXTS)))
     assert (failure / "student" / "model.safetensors").is_file()
 
 
@@ -283,7 +284,7 @@ def test_a_step_that_failed_can_be_seen_again(tmp_path: Path) -> None:
         logits = student(input_ids=kept["0/input_ids"], attention_mask=kept["0/attention_mask"]).logits
     assert not logits.isfinite().all()
     report = json.loads((tmp_path / "failure-step-3" / "report-0.json").read_text())
-    for number, row in zip(report["examples"], kept["0/input_ids"], strict=True):
+    for (_, number), row in zip(report["documents"], kept["0/input_ids"], strict=True):
         ids = data[number].ids
         assert row[: len(ids)].tolist() == ids.tolist()
 
@@ -511,3 +512,39 @@ def test_any_causal_model_can_learn_and_teach(tmp_path: Path, name: str) -> None
     loaded, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), torch.tensor([[0, 5, 6, 7]])
     assert torch.equal(loaded(ids).logits, result.student.eval()(ids).logits)
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_run_without_a_folder_that_fails_leaves_what_reproduces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(DivergedError) as failed:
+        in_memory(settings(), broken_student())
+    (folder,) = tmp_path.glob("xtoken-failure-*/failure-step-1")
+    assert str(folder) in str(failed.value)
+    assert (folder / "report-0.json").is_file()
+    assert (folder / "student" / "model.safetensors").is_file()
+
+
+def test_overwrite_takes_away_what_a_failure_left(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError):
+        in_memory(settings(tmp_path / "out"), broken_student())
+    in_memory(settings(tmp_path / "out"), overwrite=True)
+    assert not list((tmp_path / "out").glob("failure-*"))
+
+
+def test_another_precision_of_the_launcher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(
+        XTokenError, match=r"the launcher asks for mixed precision fp16, .* float32 \(optim.precision\)"
+    ):
+        in_memory(settings())
+
+
+def test_merging_adapters_into_a_sharded_student_is_refused() -> None:
+    config = parse_config({"student": {"lora": {"rank": 2}}})
+    members = SimpleNamespace(config=config)
+    for flags in ((True, False), (False, True)):
+        trainer = SimpleNamespace(is_fsdp_enabled=flags[0], is_deepspeed_enabled=flags[1])
+        with pytest.raises(XTokenError, match=r"set student.lora.save to adapter"):
+            run._Run(members, None, None, True).check_saving(trainer)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from transformers import TrainerCallback, TrainingArguments
 
 from training import tiny
 from xtoken.config import TeacherConfig
-from xtoken.errors import XTokenError
-from xtoken.losses import PKL
+from xtoken.errors import DivergedError, XTokenError
+from xtoken.losses import PKL, LossTerm
 from xtoken.teachers.confidence import Adaptive
 from xtoken.teachers.head import Head
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.training import Collator, PreparedData, Side, XTokenTrainer, prepare, side_key, texts_from_list
+from xtoken.training.distiller import SCORE, SCORED, Counts, Distiller, Terms
 from xtoken.training.objectives import make_objective, projection_for
 
 STUDENT, TEACHER = tiny.packed(), tiny.split()
@@ -339,3 +341,64 @@ def test_under_autocast_the_hidden_states_are_read_and_the_head_runs_in_it(
     whole = train()
     for key in ("ce", "kd"):
         assert half.state.log_history[1][key] == pytest.approx(whole.state.log_history[1][key], rel=2e-2)
+
+
+def test_a_teacher_that_has_nothing_to_say_of_a_step_does_not_upset_the_next(tmp_path: Path) -> None:
+    """Its weight, and the factor, are those of the last step in which it spoke."""
+    whole = data()
+
+    class Silenced:
+        """In every second step teacher a's chunks are gone."""
+
+        sides = whole.sides
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Any:
+            example = whole[index % 2]
+            if index % 2 == 0:
+                return example
+            none = {side: replace(t, chunks=t.chunks[:0]) for side, t in example.teachers.items()}
+            return replace(example, teachers=none)
+
+    settings = arguments(
+        tmp_path, max_steps=4, per_device_train_batch_size=1, learning_rate=0.0, train_sampling_strategy="sequential"
+    )
+    trainer = XTokenTrainer(tiny.llama(STUDENT.size).double(), [online()], settings, Silenced())
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "kd" in line]
+    assert [line["kd"] > 0 for line in lines] == [True, False, True, False]
+    factors = [line["kd_factor"] for line in lines]
+    assert factors == pytest.approx([factors[0]] * 4, rel=1.0)  # and never 1, or a million
+    assert min(factors) > 2
+
+
+def test_a_teacher_without_a_token_is_weighed_as_the_others_are_on_average() -> None:
+    one = torch.tensor(1.0)
+    teachers = [online("p-kl", name) for name in "abc"]
+    distiller = Distiller(teachers, STUDENT.size, 1.0, adaptive=Adaptive("ce", 1.0))
+    metrics = {"a": (-2.0, 1), "b": (-8.0, 2), "c": (0.0, 0)}
+    terms = {
+        name: LossTerm(one, one, {SCORE: torch.tensor(score), SCORED: torch.tensor(n)})
+        for name, (score, n) in metrics.items()
+    }
+    found = distiller.weigh(Terms(LossTerm(one, one), terms), Counts(one, dict.fromkeys("abc", one))).teachers
+    expected = torch.softmax(torch.tensor([-2.0, -4.0, -3.0]), 0)
+    torch.testing.assert_close(torch.stack([found[name] for name in "abc"]), expected)
+
+
+def test_a_gradient_that_is_not_finite_is_found_without_clipping_too(tmp_path: Path) -> None:
+    model = tiny.llama(STUDENT.size)
+    model.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = model.model.norm.weight.clone()
+    with pytest.raises(DivergedError, match="step 1: gradient is not finite"):
+        XTokenTrainer(model, [online()], arguments(tmp_path), data()).train()  # max_grad_norm is 0
+    assert torch.equal(model.model.norm.weight, before)
+
+
+def test_a_teacher_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    teacher = online()
+    teacher.model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(DivergedError, match=r"step 1: total of teacher 't' .*so look at the teacher: its dtype"):
+        XTokenTrainer(tiny.llama(STUDENT.size), [teacher], arguments(tmp_path), data(), kd_weight=0.5).train()

@@ -153,5 +153,6 @@ def _check_launcher(bf16: bool) -> None:
     if told not in ("no", wanted):
         raise XTokenError(
             f"the launcher asks for mixed precision {told}, and this run computes in "
-            f"{'bfloat16' if bf16 else 'float32'} (optim.precision): launch with --mixed_precision no, or make them agree"
+            f"{'bfloat16' if bf16 else 'float32'} (optim.precision): launch with --mixed_precision no, or make the two "
+            "agree"
         )

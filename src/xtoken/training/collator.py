@@ -43,10 +43,10 @@ class Collator:
         """The batch of B examples, or of B sequences of packed examples.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels` (not shifted), int64 [B, L_s]; `examples`, int64, their numbers;
-            and `teachers`, by side: `input_ids` and `attention_mask`, int64 [B, L_t], and `index`, the tensors of a
-            `ChunkIndex` whose rows count the flattened logits [B * L_s, V_S] and [B * L_t, V_T]. Of packed examples
-            both sides have `position_ids` as well, int64 [B, L].
+            `input_ids`, `attention_mask` and `labels` (not shifted), int64 [B, L_s]; `documents`, int64 [D, 2], the
+            corpus and number of each document; and `teachers`, by side: `input_ids` and `attention_mask`, int64
+            [B, L_t], and `index`, the tensors of a `ChunkIndex` whose rows count the flattened logits [B * L_s, V_S]
+            and [B * L_t, V_T]. Of packed examples both sides have `position_ids` as well, int64 [B, L].
         """
         packs = [example if isinstance(example, tuple) else (example,) for example in examples]
         is_packed = any(isinstance(example, tuple) for example in examples)
@@ -56,10 +56,11 @@ class Collator:
         if is_packed:  # a document's first token has nothing before it
             labels[student.positions == 0] = IGNORED_LABEL
         sides = packs[0][0].teachers if self.sides is None else self.sides
+        whole = [example for pack in packs for example in pack]
         return {
             **student.inputs(is_packed),
             "labels": labels,
-            "examples": torch.tensor([example.number for pack in packs for example in pack]),
+            "documents": torch.tensor([[one.corpus, number] for one in whole for number in one.documents]).view(-1, 2),
             "teachers": {side: _teacher_side(side, packs, student, is_packed) for side in sides},
         }
 

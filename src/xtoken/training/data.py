@@ -44,7 +44,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 # Changing what an example holds makes cached ones unreadable, so the cache's name carries this.
-_FORMAT = "xtoken-examples-2"
+_FORMAT = "xtoken-examples-3"
 # Documents tokenised at a time, and about their characters: enough for the tokenizer to use every core, few enough to
 # hold.
 _BATCH = 512
@@ -53,7 +53,8 @@ _BATCH_CHARACTERS = 1 << 22
 _WORTH_WORKERS = 1 << 24
 # With fewer student tokens than this nothing in a document is predicted.
 _SHORTEST = 2
-# The column that conversations have besides.
+# The number of a document in its source, and the column that conversations have besides.
+_DOCUMENT = "document"
 _SCORED = "scored"
 
 
@@ -99,13 +100,15 @@ class Example:
         ids: int64 [n], the student's tokens.
         teachers: what each teacher's tokenizer makes of it, by `Side.key`.
         scored: bool [n], the tokens that are learnt; None for all.
-        number: its place among the prepared examples; -1 where it has none.
+        documents: the numbers of its documents in their source, counted from 0.
+        corpus: the place of that source among the corpora.
     """
 
     ids: Ints
     teachers: dict[str, TeacherTokens]
     scored: Bools | None = None
-    number: int = -1
+    documents: tuple[int, ...] = ()
+    corpus: int = 0
 
 
 @dataclass
@@ -178,8 +181,7 @@ class PreparedData:
 
     def __getitems__(self, indices: list[int]) -> list[Example]:
         columns = self._rows[indices]
-        rows = ({name: values[i] for name, values in columns.items()} for i in range(len(indices)))
-        return [self._example(row, number) for row, number in zip(rows, indices, strict=True)]
+        return [self._example({name: values[i] for name, values in columns.items()}) for i in range(len(indices))]
 
     def lengths(self) -> dict[str, Ints]:
         """int64 [N] tokens of every example, by `Side.key`; the student's under the empty string."""
@@ -187,11 +189,12 @@ class PreparedData:
         columns = {side: self._rows.data.column(name) for side, name in names.items()}
         return {side: pc.list_value_length(column).to_numpy().astype(np.int64) for side, column in columns.items()}
 
-    def _example(self, row: dict[str, Any], number: int) -> Example:
+    def _example(self, row: dict[str, Any]) -> Example:
+        document = int(row.pop(_DOCUMENT))
         scored = np.asarray(row.pop(_SCORED), bool) if _SCORED in row else None
         as_ints = {name: np.asarray(values, np.int64) for name, values in row.items()}
         teachers = {k: TeacherTokens(as_ints[f"ids:{k}"], as_ints[f"chunks:{k}"].reshape(-1, 4)) for k in self.sides}
-        return Example(as_ints["ids"], teachers, scored, number)
+        return Example(as_ints["ids"], teachers, scored, (document,))
 
 
 def side_key(vocabulary: Vocabulary) -> str:
@@ -298,7 +301,7 @@ class _Plan:
     def schema(self) -> pa.Schema:
         names = ["ids"] + [f"{what}:{name}" for name in self.teachers for what in ("ids", "chunks")]
         scored = [] if self.loss_on is None else [(_SCORED, pa.list_(pa.bool_()))]
-        return pa.schema([(name, pa.list_(pa.int32())) for name in names] + scored)
+        return pa.schema([(_DOCUMENT, pa.int64()), *((name, pa.list_(pa.int32())) for name in names), *scored])
 
     def spans(self, side: Side, texts: Sequence[str]) -> list[TokenSpans]:
         vocabulary = side.vocabulary
@@ -308,6 +311,7 @@ class _Plan:
         return [spans.with_specials(vocabulary.prefix_ids, suffix) for spans in vocabulary.encode_batch(texts)]
 
     def examples(self, texts: Sequence[str], report: DataReport) -> Iterator[Example]:
+        """Those of some documents, which are numbered by their places among them."""
         if self.loss_on is not None:
             yield from self.chat_examples([Conversation.from_json(text) for text in texts], self.loss_on, report)
             return
@@ -316,7 +320,7 @@ class _Plan:
         for i, spans_s in enumerate(all_spans):
             teachers = {name: tokens[i] for name, tokens in aligned.items()}
             if (example := self.example(spans_s, teachers, report)) is not None:
-                yield example
+                yield replace(example, documents=(i,))
 
     def chat_examples(
         self, conversations: Sequence[Conversation], loss_on: LossOn, report: DataReport
@@ -331,7 +335,7 @@ class _Plan:
         for i, chat in enumerate(chats_s):
             teachers = {name: tokens[i] for name, tokens in aligned.items()}
             if (example := self.example(chat.spans, teachers, report, chat.learnt(learnt[i]))) is not None:
-                yield example
+                yield replace(example, documents=(i,))
 
     def chat_tokens(self, side: Side, conversations: Sequence[Conversation]) -> list[ChatTokens]:
         assert side.chat is not None, "`prepare` has looked"
@@ -455,10 +459,12 @@ def _cut(source: TextSource) -> Iterator[_Batch]:
 def _examples(plan: _Plan, batch: _Batch) -> tuple[list[Example], DataReport]:
     """A batch's examples, and what became of its documents; an error names the document."""
     report = DataReport()
-    kept = [text for text in batch.texts if text.strip()]
+    kept = [place for place, text in enumerate(batch.texts) if text.strip()]
     report.empty = len(batch.texts) - len(kept)
+    numbers = [batch.numbers[place] for place in kept]
     try:
-        return list(plan.examples(kept, report)), report
+        found = plan.examples([batch.texts[place] for place in kept], report)
+        return [replace(one, documents=tuple(numbers[i] for i in one.documents)) for one in found], report
     except XTokenError as error:
         number = batch.numbers[plan.first_failure(batch.texts)]
         raise XTokenError(f"{batch.source}, document {number} (counting from 0): {error}") from error
@@ -513,9 +519,10 @@ def _nothing_to_train_on(name: str, n_read: int, report: DataReport) -> XTokenEr
     )
 
 
-def _columns(examples: Sequence[Example], names: Sequence[str]) -> dict[str, list[NDArray[Any]]]:
-    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+def _columns(examples: Sequence[Example], names: Sequence[str]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for example in examples:
+        columns[_DOCUMENT].append(example.documents[0])
         columns["ids"].append(example.ids)
         if example.scored is not None:
             columns[_SCORED].append(example.scored)

@@ -1,7 +1,8 @@
 """What is kept of a step that went wrong: enough to see it again.
 
 A folder with the student as the step found it, the micro-batches it was given (one safetensors file a process) and
-`report.json`: the step, the numbers that are not finite, the micro-batch they came from, and the examples in it.
+`report-RANK.json`: the step, the numbers that are not finite, the micro-batch they came from, and the documents in it,
+each as [corpus, number in its source].
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ def save_failure(folder: Path, window: Window, step: int, wrong: Sequence[str], 
     }
     write_whole(folder / f"batches-{process}.safetensors", save(tensors))
     found = window.first_not_finite()
-    examples = [inputs["examples"].tolist() for inputs in window.inputs if "examples" in inputs]
+    documents = [inputs["documents"].tolist() for inputs in window.inputs if "documents" in inputs]
     report = {
         "step": step,
         "not_finite": list(wrong),
         "micro_batch": None if found is None else found[0],
         "term": None if found is None else found[1],
-        "examples": examples if found is None or not examples else examples[found[0]],
+        "documents": documents if found is None or not documents else documents[found[0]],
         "terms": [{name: _shown(value) for name, value in part.items()} for part in window.parts],
         "torch": torch.__version__,
     }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,7 +130,8 @@ class MixedData:
         for number in np.unique(where).tolist():
             mine = [index for index, at in zip(indices, where, strict=True) if at == number]
             local = [index - int(self._starts[number]) for index in mine]
-            found |= zip(mine, self.corpora[number].data.__getitems__(local), strict=True)
+            of_corpus = self.corpora[number].data.__getitems__(local)
+            found |= zip(mine, (_of_corpus(one, number) for one in of_corpus), strict=True)
         return [found[index] for index in indices]
 
     def set_epoch(self, epoch: int) -> None:
@@ -160,6 +161,13 @@ class MixedData:
         """
         pairs = zip(self.draws, self.corpora, strict=True)
         return [n * draws / sum(self.draws) / len(corpus.data) for draws, corpus in pairs]
+
+
+def _of_corpus(example: Example | Pack, number: int) -> Example | Pack:
+    """The same, saying which corpus it is of."""
+    if isinstance(example, tuple):
+        return tuple(replace(one, corpus=number) for one in example)
+    return replace(example, corpus=number)
 
 
 def _draws(corpora: Sequence[Corpus]) -> list[int]:

@@ -115,4 +115,5 @@ def join(documents: Sequence[Example]) -> Example:
     if any(document.scored is not None for document in documents):
         each = (np.ones(len(d.ids), bool) if d.scored is None else d.scored for d in documents)
         scored = np.concatenate(list(each))
-    return Example(np.concatenate(ids), teachers, scored, documents[0].number)
+    numbers = tuple(number for document in documents for number in document.documents)
+    return Example(np.concatenate(ids), teachers, scored, numbers, documents[0].corpus)

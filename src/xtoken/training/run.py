@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xtoken.config import LossConfig, RunConfig, parse_config
-from xtoken.errors import XTokenError
+from xtoken.errors import DivergedError, XTokenError
 from xtoken.losses import PKL
 from xtoken.teachers.confidence import Adaptive
 from xtoken.training.adapters import add_lora, finished
@@ -182,10 +183,27 @@ class _Run:
             folder = self.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xtoken-")))
             stop = stack.enter_context(stop_on_interrupt())
             trainer = self.trainer(folder, stop)
+            self.check_saving(trainer)
             self.take_folder(trainer, overwrite=overwrite)
             if self.participants.config.optim.compile:
                 stack.enter_context(compiled(trainer.model))
-            return self.train(trainer, checkpoint, stop)
+            try:
+                return self.train(trainer, checkpoint, stop)
+            except DivergedError as error:
+                if self.folder is not None:
+                    raise
+                kept = Path(tempfile.mkdtemp(prefix="xtoken-failure-"))  # the run's own folder goes with the run
+                shutil.copytree(folder, kept, dirs_exist_ok=True)
+                raise DivergedError(str(error).replace(str(folder), str(kept))) from error
+
+    def check_saving(self, trainer: Any) -> None:
+        """Refuses a student that could not be saved as it is asked for."""
+        lora = self.participants.config.student.lora
+        if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and lora is not None and lora.save == "merged":
+            raise XTokenError(
+                "adapters cannot be merged into a student that is sharded over processes: set student.lora.save to "
+                "adapter, and merge them afterwards (peft's merge_and_unload)"
+            )
 
     def take_folder(self, trainer: Any, *, overwrite: bool) -> None:
         """Writes into the folder for the first time: the first process does, when all have looked into it."""

@@ -36,7 +36,7 @@ from xtoken.training.distiller import Counts, Distiller, KdWeight, Outcome, Weig
 from xtoken.training.failure import save_failure
 from xtoken.training.learnable import LearnableProjections
 from xtoken.training.mixture import EpochSampler, MixedData
-from xtoken.training.output import last_checkpoint
+from xtoken.training.output import FAILURE, last_checkpoint
 from xtoken.training.packing import PackedData
 from xtoken.training.sharding import place
 from xtoken.training.streaming import StreamedData
@@ -280,16 +280,20 @@ class XTokenTrainer(Trainer):
         """Of the step at hand: that of the sums before it, faded in."""
         if self._window.weighing is not None:
             return self._window.weighing
-        device = self.args.device
         if self.distiller.weighs_by_terms:
-            terms = terms_of(self._before, self.distiller.teachers, device)
+            terms = terms_of(self._before, self.distiller.teachers)
             found = self.distiller.weigh(terms, terms.counts())
         else:
-            wide = torch.float32 if device.type == "mps" else torch.float64
-            found = self.distiller.static_weighing(device, wide)
+            found = self.distiller.static_weighing(torch.device("cpu"), torch.float64)
         steps = self.kd_warmup * self.state.max_steps
         faded = min(1.0, (self.state.global_step + 1) / steps) if steps else 1.0
-        return Weighing(found.factor * faded, found.teachers)
+        # All in one tensor, from pinned memory: several small ones would each wait for the device.
+        scalars, device = torch.stack([found.factor * faded, *found.teachers.values()]), self.args.device
+        if device.type == "cuda":
+            scalars = scalars.pin_memory()
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        factor, *weights = scalars.to(device, dtype, non_blocking=True).unbind()
+        return Weighing(factor, dict(zip(found.teachers, weights, strict=True)))
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         self._gradient_norm = super()._clip_grad_norm(model)
@@ -302,20 +306,35 @@ class XTokenTrainer(Trainer):
             DivergedError: a sum or the gradient is not finite; what reproduces it was saved.
         """
         window, self._window = self._window, Window()
-        norm, self._gradient_norm = self._gradient_norm, None
+        norm = self._norm(window)
         sums = self._reduced(window, self._stop_request())
         wrong = [name for name, value in sums.items() if not math.isfinite(value)]
         # Under a loss scaler an overflow is met by another scale, and the step is left out.
-        if not wrong and norm is not None and not self.args.fp16 and not math.isfinite(_as_float(norm)):
+        if not wrong and not self._scales_loss and not math.isfinite(norm):
             wrong = ["gradient"]
-        if not wrong and not self.args.fp16 and not self.learnable.gradients_are_finite():
+        if not wrong and not self._scales_loss and not self.learnable.gradients_are_finite():
             wrong = ["gradient of a projection"]
         if wrong:
             self._fail(window, wrong)
         assert window.weighing is not None
         weights = {name: float(weight) for name, weight in window.weighing.teachers.items()}
         self._interval.add(sums, self.distiller.ce_weight, float(window.weighing.factor), weights)
-        self._before = sums
+        # A teacher without a chunk in this step has said nothing of the next one's weights.
+        silent = [t.name for t in self.distiller.teachers if not sums[f"{t.name}\tcount"]]
+        self._before |= {k: v for k, v in sums.items() if k.partition("\t")[0] not in silent or k not in self._before}
+
+    def _norm(self, window: Window) -> float:
+        """The gradient's norm over all of the student, as the clipping found it; else found now."""
+        norm, self._gradient_norm = self._gradient_norm, None
+        if norm is None:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients) if gradients else 0.0
+        return _as_float(norm)
+
+    @property
+    def _scales_loss(self) -> bool:
+        """Whether float16's scaler multiplies the loss, so that a gradient that overflows is met by a smaller scale."""
+        return bool(self.args.fp16 or self.accelerator.mixed_precision == "fp16")
 
     def _reduced(self, window: Window, stop: StopRequest | None = None) -> dict[str, float]:
         """A window's sums over all processes, the same in each; the one place where a step waits for the device.
@@ -338,15 +357,20 @@ class XTokenTrainer(Trainer):
 
     def _fail(self, window: Window, wrong: Sequence[str]) -> None:
         step = self.state.global_step + 1
-        folder = Path(self.args.output_dir) / f"failure-step-{step}"
+        folder = Path(self.args.output_dir) / f"{FAILURE}{step}"
         save_failure(folder, window, step, wrong, self.args.process_index)
         self.save_model(str(folder / "student"), _internal_call=True)
         checkpoint = last_checkpoint(Path(self.args.output_dir))
+        of_teachers = wrong and all(name.partition("\t")[0] for name in wrong if "\t" in name) and "\t" in wrong[0]
+        advice = (
+            "The cross-entropy is finite, so look at the teacher: its dtype, or what it makes of this text."
+            if of_teachers
+            else "Look for a learning rate that is too high, or a half-precision dtype that overflows."
+        )
         raise DivergedError(
             f"step {step}: {_said(wrong)} not finite, so the training was ended before the student was changed by it. "
-            f"The batches, their examples and the student are in {folder}; the last checkpoint is "
-            f"{checkpoint or 'none'}. Look for a learning rate that is too high, or a half-precision dtype that "
-            "overflows."
+            f"The batches, the numbers of their documents and the student are in {folder}; the last checkpoint is "
+            f"{checkpoint or 'none'}. {advice}"
         )
 
     def exported(self) -> dict[str, Any]:
@@ -367,7 +391,7 @@ class XTokenTrainer(Trainer):
             model: the student before anything wraps it: autocast would round the logits that it is tried by.
         """
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if is_sharded or self.args.fp16 or not self.distiller.can_read_hidden:
+        if is_sharded or self._scales_loss or not self.distiller.can_read_hidden:
             return None
         return HiddenReader.of(model)
 

@@ -79,13 +79,12 @@ def flat_terms(terms: Terms) -> dict[str, Tensor]:
     return found
 
 
-def terms_of(sums: Mapping[str, float], teachers: Iterable[OnlineTeacher], device: torch.device) -> Terms:
-    """The terms of a whole step, from its sums."""
-    wide = torch.float32 if device.type == "mps" else torch.float64
+def terms_of(sums: Mapping[str, float], teachers: Iterable[OnlineTeacher]) -> Terms:
+    """The terms of a whole step, from its sums; on the host."""
 
     def term(name: str) -> LossTerm:
         parts = {key.partition("\t")[2]: value for key, value in sums.items() if key.startswith(f"{name}\t")}
-        total = torch.tensor(parts[TOTAL], dtype=wide, device=device)
+        total = torch.tensor(parts[TOTAL], dtype=torch.float64)
         metrics = {key: total.new_tensor(parts[key]) for key in (SCORE, SCORED) if key in parts}
         return LossTerm(total, total.new_tensor(parts[COUNT]), metrics)
 
