@@ -30,7 +30,7 @@ _TIME, _MEMORY, _SAME, _REFERENCE = 1.25, 1.25, 2.0, 20.0
 
 
 def figures() -> list[Figure]:
-    """The figures, in about a minute."""
+    """The figures, in two and a half minutes."""
     student, teacher = vocabulary("llama-3"), vocabulary("qwen3")
     text = " ".join(p.text for p in problems(3, 200))
     batch, w = Batch(student, teacher, build_tries(student, teacher), text), build_projection(student, teacher)
