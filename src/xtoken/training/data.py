@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, reduce
 from itertools import chain
@@ -443,17 +443,25 @@ class _Batch:
     texts: list[str]
 
 
-def _cut(source: TextSource) -> Iterator[_Batch]:
-    """The documents in batches, of about one size where documents are long."""
-    first, size, texts = 0, 0, list[str]()
-    for text in source.read():
+def _cut(name: str, documents: Iterable[tuple[int, str]], most: int, characters: int) -> Iterator[_Batch]:
+    """Numbered documents in batches, of about one size where documents are long.
+
+    Args:
+        name: what messages call their source.
+        documents: in order.
+        most: of them in a batch.
+        characters: that end a batch, however few its documents.
+    """
+    numbers, texts, size = list[int](), list[str](), 0
+    for number, text in documents:
+        numbers.append(number)
         texts.append(text)
         size += len(text)
-        if len(texts) == _BATCH or size >= _BATCH_CHARACTERS:
-            yield _Batch(source.name, range(first, first + len(texts)), texts)
-            first, size, texts = first + len(texts), 0, []
+        if len(texts) == most or size >= characters:
+            yield _Batch(name, numbers, texts)
+            numbers, texts, size = [], [], 0
     if texts:
-        yield _Batch(source.name, range(first, first + len(texts)), texts)
+        yield _Batch(name, numbers, texts)
 
 
 def _examples(plan: _Plan, batch: _Batch) -> tuple[list[Example], DataReport]:
@@ -481,7 +489,7 @@ def _batches(
     plan: _Plan, source: TextSource, progress: bool, report: DataReport, workers: int
 ) -> Iterator[pa.RecordBatch]:
     """The examples as Arrow, a batch of documents at a time; raises at the end where there was none."""
-    batches, n_read = _cut(source), 0
+    batches, n_read = _cut(source.name, enumerate(source.read()), _BATCH, _BATCH_CHARACTERS), 0
     if workers > 1:
         batches, workers = _worth_workers(batches, workers)
     with tqdm(total=source.count, desc="aligning", unit=" documents", disable=not progress, dynamic_ncols=True) as bar:

@@ -269,15 +269,14 @@ class Distiller:
             return Weighing(torch.full_like(ce, self.kd_weight), named)
         return Weighing(dynamic_scale(ce, self._teachers_sum(terms, counts, named).detach()), named)
 
-    def combine(self, terms: Terms, counts: Counts, weighing: Weighing | None = None) -> tuple[Tensor, Weighing]:
-        """The loss to differentiate, and how it was weighed.
+    def combine(self, terms: Terms, counts: Counts) -> tuple[Tensor, Weighing]:
+        """The loss to differentiate, its terms weighed by themselves, and how they were.
 
         Args:
             terms: of one micro-batch.
             counts: of its whole window.
-            weighing: of the terms; None weighs them by themselves.
         """
-        weighing = self.weigh(terms, counts) if weighing is None else weighing
+        weighing = self.weigh(terms, counts)
         ce = self.ce_weight * _share(terms.cross_entropy, counts.tokens)
         if not self.teachers:
             return ce, weighing

@@ -30,6 +30,7 @@ from xtoken.training.data import (
     Example,
     Side,
     _Batch,
+    _cut,
     _examples,
     _nothing_to_train_on,
     _Plan,
@@ -193,7 +194,7 @@ class _Blocks:
         for turn in count():
             documents = shuffled(enumerate(self.source.read()), self.buffer, np.random.default_rng([self.seed, turn]))
             before = number
-            for batch in _cut_blocks(self.source.name, documents):
+            for batch in _cut(self.source.name, documents, _BLOCK, _BLOCK_CHARACTERS):
                 if number % self.world == self.rank:
                     yield turn, batch
                 number += 1
@@ -218,16 +219,3 @@ def shuffled(items: Iterable[Item], buffer: int, rng: np.random.Generator) -> It
         yield given
     for place in rng.permutation(len(held)) if buffer > 1 else range(len(held)):
         yield held[place]
-
-
-def _cut_blocks(name: str, documents: Iterable[tuple[int, str]]) -> Iterator[_Batch]:
-    numbers, texts, size = list[int](), list[str](), 0
-    for number, text in documents:
-        numbers.append(number)
-        texts.append(text)
-        size += len(text)
-        if len(texts) == _BLOCK or size >= _BLOCK_CHARACTERS:
-            yield _Batch(name, numbers, texts)
-            numbers, texts, size = [], [], 0
-    if texts:
-        yield _Batch(name, numbers, texts)

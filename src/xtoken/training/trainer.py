@@ -306,7 +306,7 @@ class XTokenTrainer(Trainer):
             DivergedError: a sum or the gradient is not finite; what reproduces it was saved.
         """
         window, self._window = self._window, Window()
-        norm = self._norm(window)
+        norm = self._norm()
         sums = self._reduced(window, self._stop_request())
         wrong = [name for name, value in sums.items() if not math.isfinite(value)]
         # Under a loss scaler an overflow is met by another scale, and the step is left out.
@@ -323,7 +323,7 @@ class XTokenTrainer(Trainer):
         silent = [t.name for t in self.distiller.teachers if not sums[f"{t.name}\tcount"]]
         self._before |= {k: v for k, v in sums.items() if k.partition("\t")[0] not in silent or k not in self._before}
 
-    def _norm(self, window: Window) -> float:
+    def _norm(self) -> float:
         """The gradient's norm over all of the student, as the clipping found it; else found now."""
         norm, self._gradient_norm = self._gradient_norm, None
         if norm is None:
@@ -361,10 +361,11 @@ class XTokenTrainer(Trainer):
         save_failure(folder, window, step, wrong, self.args.process_index)
         self.save_model(str(folder / "student"), _internal_call=True)
         checkpoint = last_checkpoint(Path(self.args.output_dir))
-        of_teachers = wrong and all(name.partition("\t")[0] for name in wrong if "\t" in name) and "\t" in wrong[0]
         advice = (
             "The cross-entropy is finite, so look at the teacher: its dtype, or what it makes of this text."
-            if of_teachers
+            if all(
+                name.find("\t") > 0 for name in wrong
+            )  # a teacher's name stands before the tab, and nothing the text's
             else "Look for a learning rate that is too high, or a half-precision dtype that overflows."
         )
         raise DivergedError(
