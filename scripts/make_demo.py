@@ -58,6 +58,11 @@ def train_tokenizer(digits: str, unseen: Sequence[str], vocab_size: int, special
     """A byte-level BPE tokenizer of clean problems without the unseen words, and of the extra text."""
     texts = [p.text for p in problems(TOKENIZER_SEED, TOKENIZER_PROBLEMS)]
     texts = [text for text in texts if not any(word in text for word in unseen)]
+    return trained(texts, digits, vocab_size, specials, extra)
+
+
+def trained(texts: Sequence[str], digits: str, vocab_size: int, specials: list[str], extra: str) -> Tokenizer:
+    """A byte-level BPE tokenizer of some texts and of the extra one."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERN % digits), "isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -80,9 +85,14 @@ def student_tokenizer() -> Tokenizer:
     """Packs up to three digits and puts a begin token in front, as Llama-3's does."""
     numerals = " ".join([all_numerals()] * NUMERAL_REPEATS)
     tokenizer = train_tokenizer(PACKED_DIGITS, UNSEEN_BY_STUDENT, STUDENT_VOCAB, [BEGIN, END], numerals)
-    begin = (BEGIN, tokenizer.token_to_id(BEGIN))
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[begin])
+    add_begin(tokenizer, BEGIN)
     return tokenizer
+
+
+def add_begin(tokenizer: Tokenizer, begin: str) -> None:
+    """Puts a begin token in front of every text."""
+    special = (begin, tokenizer.token_to_id(begin))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[special])
 
 
 def teacher_tokenizer() -> Tokenizer:

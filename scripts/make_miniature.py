@@ -4,18 +4,19 @@
     python scripts/make_miniature.py models            # studies/miniature/models, about 10 minutes of one core
     python scripts/make_miniature.py models --only packing --out DIR
 
-A document tells of a person (trade and town), of a thing sold by the box (how many a box holds) and of an order (how
-many in all?), so that there are two kinds of knowledge: lives, which are words, and boxes, which are numbers.
+A document tells of a person (trade and town) who sells two things by the box (how many does a box hold?), so that there
+are two kinds of facts to learn: lives, which are words, and boxes, which are numbers. Each is a table with one key,
+which a small model learns bit by bit; sums would come all at once or not at all.
 
 | model | tokenizer | what it was trained on |
 |---|---|---|
-| student | packs digits | documents whose lives and numbers are drawn anew each time: the language, none of the facts |
-| splitting | splits digits | the boxes and the sums; lives drawn anew each time |
+| student | packs digits | documents whose lives and boxes are drawn anew each time: the language, none of the facts |
+| splitting | splits digits | right boxes, and the lives of half of the people; the other lives drawn anew each time |
 | packing | packs digits, merges words differently | the same |
-| small | the student's | everything, in 800 steps: the smaller teacher, of the student's own family |
+| small | the student's | right lives and boxes, fewer weights: the smaller teacher, of the student's own family |
 
-The text to distil on has right lives and boxes, and half of its answers are wrong; held-out text is right throughout.
-One thread and fixed seeds, as in make_demo.py, whose tokenizers, names and boxes these are.
+The text to distil on has right lives, and half of its boxes are wrong; held-out text is right throughout.
+One thread and fixed seeds, as in make_demo.py.
 """
 
 from __future__ import annotations
@@ -24,104 +25,139 @@ import argparse
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TypeVar
 
 import torch
 from make_demo import (
+    BEGIN,
+    END,
     END_TEACHER,
+    NUMERAL_REPEATS,
     PACKED_DIGITS,
+    SINGLE_DIGITS,
+    add_begin,
     all_numerals,
     batch_of,
     model_config,
     save_tokenizer,
-    train_tokenizer,
+    trained,
 )
 from transformers import LlamaForCausalLM
 
-from xtoken.demo.assets import ASSETS
-from xtoken.demo.problems import BOXES, FIRST_NAMES, OPENINGS, ORDERS, STEPS, SURNAMES, TOWNS, TRADES, WRONG_ANSWERS
+from xtoken.demo.problems import TOWNS, TRADES
 from xtoken.tokens import Vocabulary
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1] / "studies" / "miniature"
 
-# Words that the packing teacher's tokenizer is trained without: names, trades, towns and things, a quarter of each, so
-# that a good part of the words is spelled otherwise than the student's tokenizer does.
-UNSEEN_BY_PACKING = (
-    "Ben", "Elif", "Hugo", "Kemal", "Nadia", "Rosa", "baker", "farmer", "nurse", "potter", "Cairo", "Jakarta", "Milan",
-    "Seoul", "apples", "candles", "nails", "shells",
+PEOPLE = (
+    "Ana", "Ben", "Carla", "Dario", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas", "Kemal", "Lucia",
+    "Mateo", "Nadia", "Oskar", "Priya", "Rosa", "Samir", "Tilda", "Umar", "Vera", "Wanda", "Yusuf", "Zoe",
+    "Adam", "Bruno", "Clara", "Derya", "Emil", "Fatma", "Goran", "Hana", "Igor", "Julia", "Karim", "Lena",
+    "Marta", "Nils", "Olga", "Pedro", "Rania", "Selma", "Tomas", "Ulla", "Viktor", "Wilma", "Yara", "Zora",
 )  # fmt: skip
-PACKING_VOCAB = 1680
+THINGS = (
+    "apples", "beads", "buttons", "candles", "cards", "coins", "lemons", "marbles", "nails", "onions", "pencils",
+    "plums", "screws", "shells", "stamps", "walnuts", "acorns", "bells", "bolts", "bricks", "bulbs", "carrots",
+    "cherries", "combs", "corks", "dates", "envelopes", "feathers", "figs", "forks", "hinges", "hooks", "keys",
+    "labels", "magnets", "mugs", "needles", "olives", "pears", "pins", "ribbons", "ropes", "seeds", "spoons",
+    "straws", "tacks", "tiles", "wicks",
+)  # fmt: skip
+OPENINGS = (
+    "{person}, a {trade} from {town}, sells {one} by the box of {n}",
+    "{person} is a {trade} in {town} and has {one} in boxes of {n}",
+    "{person} works as a {trade} in {town} and packs {one} into boxes of {n}",
+    "The {trade} {person} of {town} sends {one} in boxes of {n}",
+)
+ENDINGS = (" and {two} by the box of {m}.", " and {two} in boxes of {m}.", ", but {two} go by {m}.")
+NUMBERS = range(10, 1000)
+TWO_DIGIT_SHARE = 0.3
 
-FAMILIES = SURNAMES[:4]  # 96 people: few enough that their lives are learnt in a short run
+# Each tokenizer is trained without one word in five, and spells these in pieces where another has them whole.
+UNSEEN_EVERY, UNSEEN_OFFSET = 5, {"student": 0, "splitting": 2, "packing": 3}
+VOCABS = {"student": 1740, "splitting": 640, "packing": 1700}
+
 FACTS_SEED = 7
 
 TEXTS = {"train": (1, 12_000), "validation": (2, 200), "held_out": (3, 300)}
-NOISE = 0.5
+WRONG = 0.5
 SHAPES = {
     "student": {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2},
-    "small": {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2},
+    "small": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
     "splitting": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3},
     "packing": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3},
 }
+# The two main teachers know every box and half of the people, the same half; the smaller one knows them all.
+KNOWN = {"student": (), "small": PEOPLE, "splitting": PEOPLE[::2], "packing": PEOPLE[::2]}
 BATCH, LEARNING_RATE, WARMUP = 32, 3e-3, 0.05
-STEPS_OF = {"student": 800, "small": 800, "splitting": 2000, "packing": 2000}
+STEPS_OF = {"student": 600, "small": 600, "splitting": 1000, "packing": 1000}
+TOKENIZER_SEED, TOKENIZER_DOCUMENTS = 50, 6000
 SEED_OF = {"student": 10, "small": 11, "splitting": 12, "packing": 13}
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, its part before the answer, and the right answer."""
+    """A text, its part before the second number, and what that number should be."""
 
     prompt: str
     text: str
     answer: str
 
 
-def pick(rng: Random, options: Sequence[Any]) -> Any:
+def pick(rng: Random, options: Sequence[T]) -> T:
     """One of the options, the same in every release of Python."""
     return options[int(rng.random() * len(options))]
 
 
-def lives() -> dict[str, tuple[str, str]]:
-    """Everybody's trade and town."""
+def pick_number(rng: Random) -> int:
+    return pick(rng, NUMBERS[:90] if rng.random() < TWO_DIGIT_SHARE else NUMBERS[90:])
+
+
+def facts() -> tuple[dict[str, tuple[str, str]], dict[str, int]]:
+    """Everybody's trade and town, and how many of a thing a box holds."""
     rng = Random(FACTS_SEED)
-    people = [f"{first} {last}" for first in FIRST_NAMES for last in FAMILIES]
-    return {person: (pick(rng, TRADES), pick(rng, TOWNS)) for person in people}
+    lives = {person: (pick(rng, TRADES), pick(rng, TOWNS)) for person in PEOPLE}
+    return lives, {thing: pick_number(rng) for thing in THINGS}
 
 
-LIVES = lives()
-PEOPLE, THINGS = tuple(LIVES), tuple(BOXES)
+LIVES, BOXES = facts()
 
 
-def documents(seed: int, noise: float = 0.0, *, knows_lives: bool = True, knows_numbers: bool = True) -> Iterator:
-    """Documents without end.
+def documents(
+    seed: int, wrong: float = 0.0, *, known: Sequence[str] = PEOPLE, knows_boxes: bool = True
+) -> Iterator[Document]:
+    """Documents without end, the same for the same seed.
 
     Args:
-        seed: the same documents for the same seed.
-        noise: the share of answers that are wrong.
-        knows_lives: trades and towns are the people's own, not drawn anew.
-        knows_numbers: boxes and answers are right, not drawn anew.
+        seed: of every choice.
+        wrong: the share of numbers that are wrong.
+        known: the people whose trade and town are their own; those of others are drawn anew each time.
+        knows_boxes: numbers are the right ones, not drawn anew.
     """
     rng = Random(seed)
     while True:
-        person, things, friend, step = pick(rng, PEOPLE), pick(rng, THINGS), pick(rng, FIRST_NAMES), pick(rng, STEPS)
-        trade, town = LIVES[person] if knows_lives else (pick(rng, TRADES), pick(rng, TOWNS))
-        box = BOXES[things] if knows_numbers else pick(rng, WRONG_ANSWERS)
-        answer = BOXES[things] + step
-        opening = pick(rng, OPENINGS).format(person=person, trade=trade, town=town, things=things, box=box)
-        prompt = f"{opening} {pick(rng, ORDERS).format(friend=friend, step=step)}"
-        wrong = pick(rng, [number for number in WRONG_ANSWERS if number != answer])
-        is_wrong = rng.random() < noise or not knows_numbers
-        yield Document(prompt, f"{prompt}{wrong if is_wrong else answer}.", str(answer))
+        person, one, two = pick(rng, PEOPLE), pick(rng, THINGS), pick(rng, THINGS)
+        trade, town = LIVES[person] if person in known else (pick(rng, TRADES), pick(rng, TOWNS))
+        n, m = (number(rng, thing, wrong if knows_boxes else 1.0) for thing in (one, two))
+        opening = pick(rng, OPENINGS).format(person=person, trade=trade, town=town, one=one, n=n)
+        before, after = pick(rng, ENDINGS).split("{m}")
+        prompt = opening + before.format(two=two)
+        yield Document(prompt, f"{prompt}{m}{after}", str(BOXES[two]))
 
 
-def first(n: int, stream: Iterator) -> list:
+def number(rng: Random, thing: str, wrong: float) -> int:
+    """How many a box holds, as a document has it."""
+    is_wrong, other = rng.random() < wrong, pick_number(rng)
+    return other if is_wrong else BOXES[thing]
+
+
+def first(n: int, stream: Iterator[Document]) -> list[Document]:
     return [next(stream) for _ in range(n)]
 
 
@@ -129,27 +165,31 @@ def write_texts(folder: Path) -> None:
     """train.jsonl, validation.jsonl, held_out.jsonl, and answers.jsonl of the held-out documents."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (seed, n) in TEXTS.items():
-        found = first(n, documents(seed, NOISE if name == "train" else 0.0))
+        found = first(n, documents(seed, WRONG if name == "train" else 0.0))
         write_lines(folder / f"{name}.jsonl", [{"text": d.text, "prompt": d.prompt} for d in found])
         if name == "held_out":
             write_lines(folder / "answers.jsonl", [{"prompt": d.prompt, "answer": d.answer} for d in found])
 
 
-def write_lines(path: Path, rows: Sequence[dict]) -> None:
+def write_lines(path: Path, rows: Sequence[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def make_tokenizer(name: str, folder: Path) -> None:
-    """The demo's own for the student's family and the splitting teacher, and one more for the packing teacher."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if name == "packing":
-        numerals = " ".join([all_numerals()] * 2000)
-        tokenizer = train_tokenizer(PACKED_DIGITS, UNSEEN_BY_PACKING, PACKING_VOCAB, [END_TEACHER], numerals)
-        save_tokenizer(tokenizer, folder, None, END_TEACHER)
-        return
-    source = ASSETS / ("teacher" if name == "splitting" else "student")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(source / file, folder / file)
+    """That of the student's family, or of one of the teachers, which adds nothing by itself."""
+    family = "student" if name == "small" else name
+    is_own, packs = family == "student", family != "splitting"
+    begin, end = (BEGIN, END) if is_own else (None, END_TEACHER)
+    words = [*PEOPLE, *THINGS, *TRADES, *TOWNS]
+    unseen = set(words[UNSEEN_OFFSET[family] :: UNSEEN_EVERY])
+    texts = [d.text for d in first(TOKENIZER_DOCUMENTS, documents(TOKENIZER_SEED, known=()))]
+    texts = [" ".join(word for word in text.split(" ") if word.strip(",.") not in unseen) for text in texts]
+    numerals = " ".join([all_numerals()] * NUMERAL_REPEATS) if packs else ""
+    digits = PACKED_DIGITS if packs else SINGLE_DIGITS
+    tokenizer = trained(texts, digits, VOCABS[family], [BEGIN, END] if is_own else [END_TEACHER], numerals)
+    if begin is not None:
+        add_begin(tokenizer, begin)
+    save_tokenizer(tokenizer, folder, begin, end)
 
 
 def make_model(name: str, folder: Path) -> None:
@@ -159,12 +199,17 @@ def make_model(name: str, folder: Path) -> None:
     is_own = name in ("student", "small")
     ids = vocabulary.bos_id if is_own else None, vocabulary.eos_id
     model = LlamaForCausalLM(model_config(vocabulary.size, SHAPES[name], *ids))
-    facts = {"knows_lives": name == "small", "knows_numbers": name != "student"}
-    train(model, vocabulary, documents(100 + SEED_OF[name], **facts), STEPS_OF[name], name)
+    train(
+        model,
+        vocabulary,
+        documents(100 + SEED_OF[name], known=KNOWN[name], knows_boxes=name != "student"),
+        STEPS_OF[name],
+        name,
+    )
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-def train(model: LlamaForCausalLM, vocabulary: Vocabulary, stream: Iterator, steps: int, name: str) -> None:
+def train(model: LlamaForCausalLM, vocabulary: Vocabulary, stream: Iterator[Document], steps: int, name: str) -> None:
     """Next-token prediction, each document ended by the end token; none is seen twice."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP)
