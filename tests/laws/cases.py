@@ -13,7 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xtoken.losses import GOLD, HKL, PKL, ULD, ChunkIndex, LossTerm, PathKL, SameTokenizerKL
+from xtoken.losses import (
+    ALM,
+    GOLD,
+    HKL,
+    PKL,
+    ULD,
+    ChunkIndex,
+    LossTerm,
+    PartitionKL,
+    PathKL,
+    SameTokenizerKL,
+    StrictKL,
+)
 from xtoken.projection import Partition, PathTries, Projection
 from xtoken.projection.tries import tries_from_pieces
 from xtoken.teachers import TeacherSignal, signal_from_logits
@@ -170,6 +182,11 @@ LOSSES: dict[str, Callable[[Case], Loss]] = {
     "p-kl-top-3": lambda case: PKL(case.projection, teacher_topk=3),
     "h-kl": lambda case: HKL(case.partition),
     "path-kl": lambda case: PathKL(case.tries),
+    "strict": lambda case: StrictKL(case.partition),
+    "strict-top-2": lambda case: StrictKL(case.partition, top_k=2),
+    "alm": lambda case: ALM(*case.sizes),
+    "alm-as-it-is": lambda case: ALM(*case.sizes, likelihood_temperature=1.0),
+    "partition-kl": lambda case: PartitionKL(case.partition, case.tries),
 }
 SAME_TOKENIZER: dict[str, Callable[[Case], Loss]] = {**LOSSES, "same": lambda case: SameTokenizerKL(case.sizes[0])}
 
