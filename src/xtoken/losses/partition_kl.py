@@ -2,7 +2,8 @@
 
 Which events depends on how the two sides cut the chunk:
 
-1:1     the common tokens, each an event.
+1:1     the common tokens, each an event. (Where all of the student's tokens are common it has no REST: then the teacher
+        is renormalised on them.)
 1:N     the student tokens v of N teacher pieces that begin with the N - 1 pieces the text has. Student: q(v). Teacher:
         the probability of these pieces, times that of v's last piece at the last row. Fewer than two: left out.
 N:1     the mirror: the teacher's tokens of N student pieces, with the sides exchanged.
@@ -29,7 +30,7 @@ from xtoken.losses.fans import Fans, fans_of
 from xtoken.losses.hybrid import PartitionLike, paired_ids
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.likelihood import log1mexp, log_prob_of, token_log_probs
-from xtoken.losses.logspace import NEG_INF, log_sum, segment_ids
+from xtoken.losses.logspace import NEG_INF, log_normalise, log_sum, segment_ids
 from xtoken.losses.merge import check_whole
 from xtoken.losses.term import LossTerm
 from xtoken.projection.tries import PathTries
@@ -165,10 +166,17 @@ class PartitionKL(ChunkLoss):
         listed_q, listed_p = (
             side.listed(ids, events) for side, ids in ((student, events.student_ids), (expert, events.teacher_ids))
         )
-        of_pairs = kl_divergence(torch.cat([pairs_p, rest_p], 1), torch.cat([pairs_q, rest_q], 1))
+        of_pairs = self._of_pairs(torch.cat([pairs_p, rest_p], 1), torch.cat([pairs_q, rest_q], 1))
         of_listed = kl_divergence(torch.cat([listed_p, rest_p], 1), torch.cat([listed_q, rest_q], 1))
         values = tau**2 * torch.where(events.is_single, of_pairs, of_listed)
         return LossTerm.of_some(values, events.takes_part, rest_mass=rest_p.squeeze(1).exp())
+
+    def _of_pairs(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """KL [K] of vectors [K, P + 1] whose last entry is REST."""
+        if len(self.student_ids) < self.student_vocab_size:
+            return kl_divergence(log_p, log_q)
+        # REST is impossible for this student: no gradient moves it, and as an event it would only be a floor.
+        return kl_divergence(log_normalise(log_p[:, :-1]), log_q[:, :-1])
 
     def _fans(self, side: str) -> Fans:
         depth, widest = self._extents[side]
