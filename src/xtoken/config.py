@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-LossName = Literal["auto", "p-kl", "h-kl", "path-kl", "gold", "uld", "same"]
+LossName = Literal["auto", "p-kl", "h-kl", "path-kl", "gold", "uld", "same", "strict", "alm", "partition-kl"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -151,10 +151,17 @@ class TeacherConfig(_ModelSection):
     weight: Positive = Field(default=1.0, description="Its weight in the sum over teachers, if these are static.")
     merge: Literal["chain", "mean", "first"] | None = Field(
         default=None,
-        description="How a chunk of several tokens becomes one distribution (default chain); not for path-kl or same.",
+        description="For p-kl, h-kl, gold and uld: how a chunk of several tokens becomes one distribution (default "
+        "chain).",
     )
     temperature: Positive = Field(default=1.0, description="Softens the predictions of teacher and student alike.")
-    top_k: Count | None = Field(default=None, description="For p-kl: teach the k most probable teacher tokens only.")
+    top_k: Count | None = Field(
+        default=None,
+        description="For p-kl and strict: teach the k most probable teacher tokens only (default all, for strict 100).",
+    )
+    likelihood_temperature: Positive | None = Field(
+        default=None, description="For alm: the likelihoods of chunks are raised to 1 over this (default 100)."
+    )
     divergence: Literal["forward", "reverse", "jsd"] | None = Field(
         default=None,
         description="For same and p-kl: forward is KL(teacher || student) (default), reverse KL(student || teacher), "

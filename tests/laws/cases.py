@@ -13,7 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xtoken.losses import GOLD, HKL, PKL, ULD, ChunkIndex, LossTerm, PathKL, SameTokenizerKL
+from xtoken.losses import (
+    ALM,
+    GOLD,
+    HKL,
+    PKL,
+    ULD,
+    ChunkIndex,
+    LossTerm,
+    PartitionKL,
+    PathKL,
+    SameTokenizerKL,
+    StrictKL,
+)
 from xtoken.projection import Partition, PathTries, Projection
 from xtoken.projection.tries import tries_from_pieces
 from xtoken.teachers import TeacherSignal, signal_from_logits
@@ -162,6 +174,32 @@ def same_tokenizer_case(seed: int = 0, size: int = 7) -> Case:
     )
 
 
+def pairs_of_text(case: Case) -> Partition:
+    """The tokens of the 1:1 chunks as the text pairs them, so that some chunks are of common tokens; and the case's own
+    pairs as far as they fit beside these."""
+    found: dict[int, int] = {}
+    own = zip(case.partition.student_ids.tolist(), case.partition.teacher_ids.tolist(), strict=True)
+    text = [
+        (int(case.student_ids[b, s0]), int(case.teacher_ids[b, t0]))
+        for b, chunks in enumerate(case.chunks)
+        for s0, s1, t0, t1 in chunks.tolist()
+        if s1 - s0 == t1 - t0 == 1 and min(s0, t0) > 0
+    ]
+    for s, t in (*text, *own):
+        if s not in found and t not in found.values():
+            found[s] = t
+    ids_s = np.sort(np.array(list(found)))
+    return Partition(ids_s, np.array([found[s] for s in ids_s.tolist()]), case.sizes)
+
+
+# The losses without a kernel: what they compute is their reference, in blocks of chunks.
+BASELINES: dict[str, Callable[[Case], Loss]] = {
+    "strict": lambda case: StrictKL(pairs_of_text(case)),
+    "strict-top-2": lambda case: StrictKL(pairs_of_text(case), top_k=2),
+    "alm": lambda case: ALM(*case.sizes),
+    "alm-as-it-is": lambda case: ALM(*case.sizes, likelihood_temperature=1.0),
+    "partition-kl": lambda case: PartitionKL(case.partition, case.tries),
+}
 # Every loss that takes chunks of any length, by a name for the test's id.
 LOSSES: dict[str, Callable[[Case], Loss]] = {
     **{f"p-kl-{merge}": lambda case, merge=merge: PKL(case.projection, merge) for merge in MERGES},
@@ -170,7 +208,9 @@ LOSSES: dict[str, Callable[[Case], Loss]] = {
     "p-kl-top-3": lambda case: PKL(case.projection, teacher_topk=3),
     "h-kl": lambda case: HKL(case.partition),
     "path-kl": lambda case: PathKL(case.tries),
+    **BASELINES,
 }
+WITHOUT_KERNEL = frozenset(name for name in LOSSES if name.endswith("mean") or name in BASELINES)
 SAME_TOKENIZER: dict[str, Callable[[Case], Loss]] = {**LOSSES, "same": lambda case: SameTokenizerKL(case.sizes[0])}
 
 

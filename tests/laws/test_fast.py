@@ -18,10 +18,10 @@ from xtoken.losses.fast.ranked import ranked_l1
 from xtoken.losses.merge import Merge
 from xtoken.projection import Projection
 
-from .cases import SAME_TOKENIZER, Case, random_case, same_tokenizer_case, value_and_grad
+from .cases import SAME_TOKENIZER, WITHOUT_KERNEL, Case, random_case, same_tokenizer_case, value_and_grad
 
 FAST: dict[str, Callable[[Case], ChunkLoss]] = {
-    **{name: make for name, make in SAME_TOKENIZER.items() if not name.endswith("mean")},
+    **{name: make for name, make in SAME_TOKENIZER.items() if name not in WITHOUT_KERNEL},
     **{f"gold-{ranks}-ranks": lambda case, ranks=ranks: GOLD(case.partition, ranks=ranks) for ranks in (1, 3)},
     **{f"uld-{ranks}-ranks": lambda case, ranks=ranks: ULD(*case.sizes, ranks=ranks) for ranks in (1, 3, 8)},
 }

@@ -25,10 +25,10 @@ from xtoken.losses.fast import hidden as module
 from xtoken.losses.fast import walk
 from xtoken.teachers import DenseSignal, Head, HeadSignal, LogitSignal, TeacherSignal
 
-from .cases import LOSSES, Case, random_case
+from .cases import LOSSES, WITHOUT_KERNEL, Case, random_case
 
 WIDTH = 5
-ON_HIDDEN = sorted(name for name in LOSSES if not name.endswith("mean"))
+ON_HIDDEN = sorted(set(LOSSES) - WITHOUT_KERNEL)
 
 
 @dataclass(frozen=True)

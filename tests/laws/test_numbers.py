@@ -93,7 +93,7 @@ def forbid(logits: torch.Tensor, columns: list[int]) -> torch.Tensor:
     return logits.index_fill(-1, torch.tensor(columns), float("-inf"))
 
 
-WITH_TOP_K_SIGNAL = ("p-kl-chain", "p-kl-first", "p-kl-top-3", "same")
+WITH_TOP_K_SIGNAL = ("p-kl-chain", "p-kl-first", "p-kl-top-3", "same", "strict", "strict-top-2", "alm")
 
 
 @pytest.mark.parametrize("sides", ["student", "teacher", "both"])
@@ -111,7 +111,8 @@ def test_minus_infinity_gives_a_finite_loss_and_gradient(name: str, sides: str, 
         term, grad = value_and_grad(loss, case.student_logits, case.signal(top_k=top_k), case.index())
         assert term.total.isfinite()
         assert grad.isfinite().all()
-        assert grad.abs().max() > 0
+        # Of two or three common tokens a forbidden one may leave a single one, from which nothing is learnt.
+        assert grad.abs().max() > 0 or name.startswith("strict")
         if sides != "teacher":
             assert grad[..., [1, 3]].eq(0).all()
 

@@ -12,8 +12,11 @@ from training import tiny
 from xtoken.config import TeacherConfig
 from xtoken.errors import XTokenError
 from xtoken.losses import LossTerm
+from xtoken.losses.alm import ALM_TEMPERATURE
 from xtoken.losses.fast import hidden, walk
 from xtoken.losses.fast.ranked import RANKS
+from xtoken.losses.strict import STRICT_TOP_K
+from xtoken.projection import strict_partition
 from xtoken.teachers.causal import HiddenReader, causal_logits
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.training.collator import Collator
@@ -45,6 +48,17 @@ def test_the_ranks_a_config_asks_for_reach_the_loss(loss: str) -> None:
     for asked, ranks in ((None, RANKS), (7, 7), ("all", None)):
         assert make_objective(TeacherConfig(loss=loss, ranks=asked), STUDENT, TEACHER, None).loss.ranks == ranks
     assert f"(default {RANKS})" in str(TeacherConfig.model_fields["ranks"].description)
+
+
+def test_the_settings_of_strict_and_alm_reach_them() -> None:
+    for asked, top_k in ((None, STRICT_TOP_K), (7, 7), (10**6, len(strict_partition(STUDENT, TEACHER)))):
+        assert make_objective(TeacherConfig(loss="strict", top_k=asked), STUDENT, TEACHER, None).loss.top_k == top_k
+    for asked, temperature in ((None, ALM_TEMPERATURE), (7.0, 7.0)):
+        config = TeacherConfig(loss="alm", likelihood_temperature=asked)
+        assert make_objective(config, STUDENT, TEACHER, None).loss.likelihood_temperature == temperature
+    fields = TeacherConfig.model_fields
+    assert f"for strict {STRICT_TOP_K})" in str(fields["top_k"].description)
+    assert f"(default {ALM_TEMPERATURE:g})" in str(fields["likelihood_temperature"].description)
 
 
 def test_fixed_weights_add_up_as_written() -> None:
@@ -93,7 +107,23 @@ def test_terms_of_a_batch_are_the_sums_of_its_documents_terms() -> None:
         assert pick(whole).count == sum(pick(part).count for part in parts)
 
 
-@pytest.mark.parametrize("loss", ["p-kl", "h-kl", "gold", "uld"])
+@pytest.mark.parametrize(("loss", "has_some"), [("p-kl", False), ("strict", True), ("partition-kl", True)])
+def test_a_batch_by_itself_is_divided_by_the_chunks_that_take_part(loss: str, has_some: bool) -> None:
+    """Whether it is weighed by its own terms or by weights that were given; the others count as not kept."""
+    distiller, batch = Distiller([online(loss=loss)], STUDENT.size, kd_weight=0.5), batch_of(tiny.documents(12))
+    logits = torch.randn(*batch["input_ids"].shape, STUDENT.size)
+    term = distiller.terms(logits, batch).teachers["t"]
+    n_chunks = len(batch["teachers"][side_key(TEACHER)]["index"]["student_starts"]) - 1
+    assert (0 < term.count < n_chunks) if has_some else term.count == n_chunks
+    dropped = batch["teachers"][side_key(TEACHER)]["index"]["dropped"]
+    assert term.metrics["dropped_chunks"] == dropped + n_chunks - term.count
+    weighing = distiller.static_weighing(logits.device, logits.dtype)
+    own, given = (distiller.outcome(logits, batch, weighing=w) for w in (None, weighing))
+    assert given.loss.item() == pytest.approx(own.loss.item(), rel=1e-6)
+    assert own.loss.item() == pytest.approx((own.terms.cross_entropy.mean() + 0.5 * term.mean()).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["p-kl", "h-kl", "gold", "uld", "strict", "alm", "partition-kl"])
 def test_the_padding_of_the_students_head_takes_no_part(loss: str) -> None:
     distiller, batch = Distiller([online(loss=loss)], STUDENT.size), batch_of(["Ada has 123", "Bo"])
     logits = torch.randn(*batch["input_ids"].shape, STUDENT.size)
@@ -103,7 +133,7 @@ def test_the_padding_of_the_students_head_takes_no_part(loss: str) -> None:
     assert torch.equal(plain.teachers["t"].total, wide.teachers["t"].total)
 
 
-@pytest.mark.parametrize("loss", ["p-kl", "h-kl", "gold", "uld"])
+@pytest.mark.parametrize("loss", ["p-kl", "h-kl", "gold", "uld", "strict", "alm", "partition-kl"])
 def test_the_loss_never_waits_for_the_device(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     distiller, batch = Distiller([online(loss=loss)], STUDENT.size), batch_of(["Ada has 123", "Bo"])
     signal = distiller.teachers[0].signal(

@@ -94,6 +94,22 @@ def test_path_kl_teaches_and_logs_its_parts(tmp_path: Path, monkeypatch: pytest.
     assert in_memory(config).log[-1]["kd"] == result.log[-1]["kd"]  # from the cached tries
 
 
+@pytest.mark.parametrize(
+    ("loss", "metric", "keeps_all"),
+    [("strict", "uncovered_mass", False), ("alm", "kept_chunks", True), ("partition-kl", "rest_mass", False)],
+)
+def test_a_baseline_teaches_and_logs_its_parts(loss: str, metric: str, keeps_all: bool) -> None:
+    config = settings(optim={"steps": 60}, teachers=[{"loss": loss}], loss={"ce_weight": 0.0, "kd_weight": 1.0})
+    result = in_memory(config)
+    first, last = result.log[0], result.log[-1]
+    assert last["kd"] < 0.3 * first["kd"]
+    assert 0 < last[metric] <= 1
+    plain = in_memory(settings(optim={"steps": 1}))
+    assert (first["kept_chunks"] == plain.log[0]["kept_chunks"]) == keeps_all
+    assert 0.3 < first["kept_chunks"] <= plain.log[0]["kept_chunks"]
+    assert result.teachers[0].loss == loss
+
+
 def test_both_losses_fall_with_the_defaults_and_a_teacher_that_knows_the_text() -> None:
     teacher, config = tiny.taught(tiny.teacher()), settings(optim={"steps": 40})
     result = distil(config, student=tiny.student(), teachers=[teacher], texts=TEXTS, quiet=True)
@@ -391,7 +407,12 @@ def test_the_context_is_what_the_models_take() -> None:
         ({"loss": "p-kl", "ranks": 5}, r"ranks has no effect on the loss 'p-kl' .* it belongs to gold, h-kl, uld"),
         ({"loss": "same"}, "loss 'same' needs one tokenizer for both"),
         ({"loss": "path-kl", "merge": "chain"}, r"merge has no effect on the loss 'path-kl' .* every token of a chunk"),
-        ({"loss": "path-kl", "top_k": 5}, "top_k has no effect on the loss 'path-kl'"),
+        ({"loss": "path-kl", "top_k": 5}, r"top_k has no effect on the loss 'path-kl' .* belongs to p-kl, strict"),
+        ({"loss": "strict", "merge": "chain"}, r"merge has no effect on the loss 'strict' .* single tokens"),
+        ({"loss": "alm", "merge": "first"}, r"merge has no effect on the loss 'alm' .* whole chunks"),
+        ({"loss": "partition-kl", "merge": "chain"}, "merge has no effect on the loss 'partition-kl'"),
+        ({"loss": "partition-kl", "top_k": 5}, "top_k has no effect on the loss 'partition-kl'"),
+        ({"loss": "strict", "likelihood_temperature": 5}, r"likelihood_temperature has no .* it belongs to alm"),
     ],
 )
 def test_a_setting_that_does_not_fit_the_loss_is_refused(teacher: dict[str, Any], message: str) -> None:

@@ -104,7 +104,7 @@ WEIGHINGS = {
 
 
 @pytest.mark.parametrize("weighing", sorted(WEIGHINGS))
-@pytest.mark.parametrize("loss", ["p-kl", "gold", "path-kl"])
+@pytest.mark.parametrize("loss", ["p-kl", "gold", "path-kl", "strict", "partition-kl"])
 def test_gradients_do_not_depend_on_how_a_batch_is_cut_up(tmp_path: Path, loss: str, weighing: str) -> None:
     """Of the first step and of a later one, from hidden states and from logits."""
     teachers = [online(loss), online("uld", "other")] if weighing == "adaptive" else [online(loss)]
@@ -120,8 +120,9 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut_up(tmp_path: Path, loss: 
                 assert log_parts[step][key] == pytest.approx(log_whole[step][key], rel=1e-5), (step, key)
 
 
-def test_gradients_are_those_of_the_sums_over_the_counts(tmp_path: Path) -> None:
-    teachers = [online("p-kl", "a", 0.8), online("uld", "b", 0.2)]
+@pytest.mark.parametrize("losses", [("p-kl", "uld"), ("strict", "partition-kl")])
+def test_gradients_are_those_of_the_sums_over_the_counts(tmp_path: Path, losses: tuple[str, str]) -> None:
+    teachers = [online(loss, name, weight) for loss, name, weight in zip(losses, "ab", (0.8, 0.2), strict=True)]
     (found,), _ = gradients(tmp_path, 2, teachers, kd_weight=0.5)
     model, batch = tiny.llama(STUDENT.size + 3).double(), Collator()(data().__getitems__([0, 1, 2, 3]))
     trainer = XTokenTrainer(model, teachers, arguments(tmp_path), data(), student_vocab_size=STUDENT.size)

@@ -1,5 +1,6 @@
 """The losses: tensors in, a sum and a count out."""
 
+from xtoken.losses.alm import ALM
 from xtoken.losses.blocks import in_blocks
 from xtoken.losses.chunk_loss import ChunkLoss
 from xtoken.losses.combine import (
@@ -20,12 +21,15 @@ from xtoken.losses.hybrid import (
 )
 from xtoken.losses.index import ChunkIndex
 from xtoken.losses.p_kl import PKL
+from xtoken.losses.partition_kl import PartitionKL
 from xtoken.losses.path_kl import PathKL
 from xtoken.losses.same_tokenizer import SameTokenizerKL
+from xtoken.losses.strict import StrictKL
 from xtoken.losses.term import LossTerm
 from xtoken.losses.uld import ULD
 
 __all__ = [
+    "ALM",
     "GOLD",
     "HKL",
     "PKL",
@@ -36,8 +40,10 @@ __all__ = [
     "Lesson",
     "LossTerm",
     "Multipliers",
+    "PartitionKL",
     "PathKL",
     "SameTokenizerKL",
+    "StrictKL",
     "Weigh",
     "cross_entropy",
     "dynamic_scale",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from xtoken.losses.blocks import in_blocks
@@ -40,6 +41,20 @@ class ChunkLoss(nn.Module, ABC):
     def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
         """The loss by plain differentiable operations over whole [tokens, vocabulary] matrices."""
 
+    def takes_part(self, index: ChunkIndex) -> Tensor | None:
+        """bool [K], the chunks that the loss says something of; None for all.
+
+        It follows from the index alone, so that whoever owns the global batch can count before a model has run.
+        """
+        return None
+
+    def count(self, index: ChunkIndex) -> Tensor:
+        """int64 scalar, how many chunks take part: the count of the loss's term, and what its sum is divided by."""
+        takes_part = self.takes_part(index)
+        if takes_part is not None:
+            return takes_part.sum()
+        return torch.full((), index.n_chunks, dtype=torch.int64, device=index.student_starts.device)
+
     def check(self, teacher: TeacherSignal, index: ChunkIndex) -> None:
         """Refuses what the loss cannot be computed from.
 
@@ -58,7 +73,7 @@ class ChunkLoss(nn.Module, ABC):
             index: the chunks.
 
         Returns:
-            total, count in chunks, and the metrics the class names, summed over the chunks.
+            total, count in the chunks that take part, and the metrics the class names, summed over the chunks.
 
         Raises:
             XTokenError: logits or signal do not fit the vocabularies, or the loss cannot use such a signal.

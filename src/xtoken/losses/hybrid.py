@@ -32,11 +32,13 @@ from xtoken.losses.merge import (
 from xtoken.losses.term import LossTerm
 from xtoken.teachers.signal import TeacherSignal
 
-__all__ = ["GOLD", "HKL", "PartitionLike", "common_kl", "remainder_l1"]
+__all__ = ["GOLD", "HKL", "PartitionLike", "common_kl", "paired_ids", "remainder_l1"]
 
 # X-Token gives both terms weight 1 when it restates GOLD.
 COMMON_WEIGHT = 1.0
 REMAINDER_WEIGHT = 1.0
+
+_SIDES = ("student", "teacher")
 
 
 class PartitionLike(Protocol):
@@ -115,17 +117,9 @@ class GOLD(ChunkLoss):
         self.student_vocab_size, self.teacher_vocab_size = partition.shape
         self.merge: Merge = merge
         self.common_weight, self.remainder_weight, self.ranks = common_weight, remainder_weight, ranks
-        for side, ids, size in zip(
-            ("student", "teacher"), (partition.student_ids, partition.teacher_ids), partition.shape, strict=True
-        ):
-            paired = torch.from_numpy(np.array(ids)).long()
+        for side, paired, size in zip(_SIDES, paired_ids(partition), partition.shape, strict=True):
             self.register_buffer(f"{side}_ids", paired, persistent=False)
             self.register_buffer(f"{side}_rest", _rest(paired, size, side), persistent=False)
-        if len(self.student_ids) != len(self.teacher_ids):
-            raise XTokenError(
-                f"a partition pairs ids one-to-one; this one has {len(self.student_ids)} student ids and "
-                f"{len(self.teacher_ids)} teacher ids."
-            )
 
         partner = torch.zeros(self.student_vocab_size, dtype=torch.int64)
         partner[self.student_ids] = self.teacher_ids
@@ -163,6 +157,23 @@ class HKL(GOLD):
 
     Source: Sreenivas et al., "X-Token", https://arxiv.org/abs/2605.21699.
     """
+
+
+def paired_ids(partition: PartitionLike) -> tuple[Tensor, Tensor]:
+    """The pairs as tensors, int64 [P] each.
+
+    Raises:
+        XTokenError: they are not one-to-one within the shape.
+    """
+    paired = [torch.from_numpy(np.array(ids)).long() for ids in (partition.student_ids, partition.teacher_ids)]
+    for side, ids, size in zip(_SIDES, paired, partition.shape, strict=True):
+        _rest(ids, size, side)
+    if len(paired[0]) != len(paired[1]):
+        raise XTokenError(
+            f"a partition pairs ids one-to-one; this one has {len(paired[0])} student ids and {len(paired[1])} "
+            "teacher ids."
+        )
+    return paired[0], paired[1]
 
 
 def _rest(paired: Tensor, size: int, side: str) -> Tensor:

@@ -40,6 +40,18 @@ class LossTerm:
         count = torch.full((), values.shape[0], dtype=torch.int64, device=values.device)
         return cls(values.sum(), count, {name: metric.detach().sum() for name, metric in metrics.items()})
 
+    @classmethod
+    def of_some(cls, values: Tensor, takes_part: Tensor, **metrics: Tensor) -> LossTerm:
+        """The term of those units that take part; the others are neither summed nor counted.
+
+        Args:
+            values: [K], the loss of each unit, finite for the others too.
+            takes_part: bool [K].
+            metrics: [K] each.
+        """
+        kept = {name: torch.where(takes_part, metric.detach(), 0).sum() for name, metric in metrics.items()}
+        return cls(torch.where(takes_part, values, 0).sum(), takes_part.sum(), kept)
+
     def __add__(self, other: LossTerm) -> LossTerm:
         """Both sets of units together; a metric that only one of them has is kept as it is."""
         names = {**self.metrics, **other.metrics}

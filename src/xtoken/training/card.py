@@ -54,6 +54,10 @@ SOURCES = {
     "gold": '"Unlocking On-Policy Distillation for Any Model Family", Hugging Face, 2025; as restated by X-Token',
     "uld": "Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs, "
     "[arXiv:2402.12030](https://arxiv.org/abs/2402.12030)",
+    "strict": "KL on common tokens alone, the baseline of [arXiv:2610.08448](https://arxiv.org/abs/2610.08448)",
+    "alm": "Minixhofer et al., Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching, "
+    "[arXiv:2503.20083](https://arxiv.org/abs/2503.20083)",
+    "partition-kl": "a draft in NVIDIA's NeMo-RL",
     "same": "Hinton et al., Distilling the Knowledge in a Neural Network, "
     "[arXiv:1503.02531](https://arxiv.org/abs/1503.02531)",
 }

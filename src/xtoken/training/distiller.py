@@ -40,9 +40,9 @@ from xtoken.teachers.head import Head
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.teachers.signal import WholeSignal
 
-__all__ = ["Counts", "Distiller", "Outcome", "Terms", "Weighing"]
+__all__ = ["Counts", "Distiller", "Outcome", "Terms", "Weighing", "chunk_count"]
 
-DROPPED = "dropped_chunks"  # the metric by which a term tells how many chunks had no row to predict them
+DROPPED = "dropped_chunks"  # the metric by which a term tells how many chunks it says nothing of
 SCORE, SCORED = "score", "scored_tokens"  # those of a teacher's score: its sum and over how many tokens
 
 KdWeight = float | Literal["dynamic"]
@@ -71,7 +71,7 @@ class Counts:
 
     Attributes:
         tokens: int64 scalar, tokens that cross-entropy scores.
-        chunks: int64 scalars by teacher.
+        chunks: int64 scalars by teacher, those that take part in its loss.
     """
 
     tokens: Tensor
@@ -295,15 +295,16 @@ class Distiller:
     def _counts_of(self, batch: Mapping[str, Any]) -> Counts:
         """The counts of a batch that is all there is."""
         tokens = (batch["labels"][..., 1:] != IGNORED_LABEL).sum()
-        sides = {teacher.name: batch["teachers"][teacher.side]["index"] for teacher in self.teachers}
-        return Counts(tokens, {n: tokens.new_tensor(len(side["student_starts"]) - 1) for n, side in sides.items()})
+        return Counts(tokens, {t.name: chunk_count(t, batch).to(tokens.device) for t in self.teachers})
 
     def _teach(self, teacher: OnlineTeacher, student_logits: Tensor, batch: Mapping[str, Any]) -> LossTerm:
         index = ChunkIndex.from_tensors(batch["teachers"][teacher.side]["index"])
         signal = _signal(teacher, batch)
         is_own = isinstance(teacher.loss, ChunkLoss)  # walks in blocks by itself
         term = (teacher.loss if is_own else partial(in_blocks, teacher.loss))(student_logits, signal, index)
-        return LossTerm(term.total, term.count, {**term.metrics, **self._metrics(signal, index)})
+        found = self._metrics(signal, index)
+        found[DROPPED] = found[DROPPED] + index.n_chunks - term.count  # and those that take no part in this loss
+        return LossTerm(term.total, term.count, {**term.metrics, **found})
 
     def _metrics(self, signal: Any, index: ChunkIndex) -> dict[str, Tensor]:
         """What a teacher's term tells beside its loss."""
@@ -374,6 +375,14 @@ class _GivenGradients(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         return (None, None, *hand_out(ctx, grad_output))
+
+
+def chunk_count(teacher: OnlineTeacher, batch: Mapping[str, Any]) -> Tensor:
+    """How many chunks of a batch take part in a teacher's loss, int64 scalar; known before any model has run."""
+    index = ChunkIndex.from_tensors(batch["teachers"][teacher.side]["index"])
+    if isinstance(teacher.loss, ChunkLoss):
+        return teacher.loss.count(index)
+    return torch.full((), index.n_chunks, dtype=torch.int64, device=index.student_starts.device)
 
 
 def _signal(teacher: OnlineTeacher, batch: Mapping[str, Any]) -> WholeSignal:

@@ -16,9 +16,11 @@ from typing import Protocol, TypeVar
 from xtoken.config import TeacherConfig
 from xtoken.coverage import audit
 from xtoken.errors import XTokenError
-from xtoken.losses import GOLD, HKL, PKL, ULD, PathKL, SameTokenizerKL
+from xtoken.losses import ALM, GOLD, HKL, PKL, ULD, PartitionKL, PathKL, SameTokenizerKL, StrictKL
+from xtoken.losses.alm import ALM_TEMPERATURE
 from xtoken.losses.divergence import Divergence
 from xtoken.losses.fast.ranked import RANKS
+from xtoken.losses.strict import STRICT_TOP_K
 from xtoken.projection import (
     PathTries,
     Projection,
@@ -39,7 +41,14 @@ log = logging.getLogger(__name__)
 RANKED = ("gold", "h-kl", "uld")  # the losses that sort
 PROJECTED = ("p-kl", "h-kl")  # those made from W
 DIVERGENT = ("same", "p-kl")  # those that compare two whole vectors by one divergence
-MERGELESS = {"same": "its chunks are single tokens", "path-kl": "it reads every token of a chunk by itself"}
+TOPPED = ("p-kl", "strict")  # those that can be kept to the teacher's k most probable tokens
+MERGELESS = {
+    "same": "its chunks are single tokens",
+    "path-kl": "it reads every token of a chunk by itself",
+    "strict": "its chunks are single tokens",
+    "alm": "it compares the likelihoods of whole chunks",
+    "partition-kl": "how many tokens a chunk has decides what is compared",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Objective:
 
     Attributes:
         loss: the module.
-        name: p-kl, h-kl, path-kl, gold, uld or same.
+        name: as in the config, but never auto.
         reason: why this one.
         projection: the W it was made from, where there is one.
     """
@@ -95,8 +104,14 @@ def make_objective(config: TeacherConfig, student: Vocabulary, teacher: Vocabula
         XTokenError: a setting that has no effect on this loss.
     """
     name, reason = choose_loss(config.loss, student, teacher)
-    if name != "p-kl" and config.top_k is not None:
-        raise XTokenError(f"top_k has no effect on the loss {name!r} ({reason}): it belongs to p-kl. Leave it out.")
+    if name not in TOPPED and config.top_k is not None:
+        raise XTokenError(
+            f"top_k has no effect on the loss {name!r} ({reason}): it belongs to {', '.join(TOPPED)}. Leave it out."
+        )
+    if name != "alm" and config.likelihood_temperature is not None:
+        raise XTokenError(
+            f"likelihood_temperature has no effect on the loss {name!r} ({reason}): it belongs to alm. Leave it out."
+        )
     if name not in RANKED and config.ranks is not None:
         raise XTokenError(
             f"ranks has no effect on the loss {name!r} ({reason}): it belongs to {', '.join(RANKED)}. Leave it out."
@@ -144,6 +159,12 @@ def _loss(
         return GOLD(strict_partition(student, teacher), merge, ranks=ranks)
     if name == "path-kl":
         return PathKL(tries_for(student, teacher, cache))
+    if name == "strict":
+        return StrictKL(strict_partition(student, teacher), config.top_k or STRICT_TOP_K)
+    if name == "alm":
+        return ALM(student.size, teacher.size, config.likelihood_temperature or ALM_TEMPERATURE)
+    if name == "partition-kl":
+        return PartitionKL(strict_partition(student, teacher), tries_for(student, teacher, cache))
     assert projection is not None
     if name == "h-kl":
         return HKL(relaxed_partition(student, teacher, projection), merge, ranks=ranks)

@@ -1,11 +1,11 @@
 """`XTokenTrainer`: transformers' Trainer with a distillation loss and counts that are exact.
 
 The Trainer keeps what users know it for: checkpoints, resume, trackers, progress. Laws: cross-entropy is divided by the
-number of scored tokens and each teacher's loss by its number of chunks, over the whole accumulation window and all
-processes, and dynamic factors and adaptive weights are those of the step before, so gradients do not depend on how a
-batch is cut into micro-batches and processes; a number that is not finite ends the training before the optimizer sees
-it; what a resumed run needs is in the checkpoint, so it goes on to the bit. Waiting: a step waits for the device once,
-for its sums; the loss from hidden states also once a teacher and once more.
+number of scored tokens and each teacher's loss by the number of chunks that take part in it, over the whole
+accumulation window and all processes, and dynamic factors and adaptive weights are those of the step before, so
+gradients do not depend on how a batch is cut into micro-batches and processes; a number that is not finite ends the
+training before the optimizer sees it; what a resumed run needs is in the checkpoint, so it goes on to the bit. Waiting:
+a step waits for the device once, for its sums; the loss from hidden states also once a teacher and once more.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from xtoken.teachers.online import OnlineTeacher, check_head
 from xtoken.training.callbacks import JsonLines, LossBar, StopRequest
 from xtoken.training.collator import Collator
 from xtoken.training.data import PreparedData
-from xtoken.training.distiller import Counts, Distiller, KdWeight, Outcome, Weighing
+from xtoken.training.distiller import Counts, Distiller, KdWeight, Outcome, Weighing, chunk_count
 from xtoken.training.failure import save_failure
 from xtoken.training.learnable import LearnableProjections
 from xtoken.training.mixture import EpochSampler, MixedData
@@ -216,10 +216,11 @@ class XTokenTrainer(Trainer):
         """The micro-batches of one window, with the counts of all of them, over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         tokens = torch.stack([_scored_tokens(batch) for batch in batches]).sum() if batches else torch.tensor(0)
-        chunks = {t.name: sum(_n_chunks(batch, t) for batch in batches) for t in self.distiller.teachers}
-        flat = torch.stack([tokens.to(device), *(torch.full((), n, device=device) for n in chunks.values())])
+        teachers = self.distiller.teachers
+        chunks = [sum((chunk_count(t, batch).to(device) for batch in batches), torch.tensor(0)) for t in teachers]
+        flat = torch.stack([tokens.to(device), *(n.to(device) for n in chunks)])
         flat = self.accelerator.reduce(flat, reduction="sum")
-        counts = Counts(flat[0], dict(zip(chunks, flat[1:], strict=True)))
+        counts = Counts(flat[0], {t.name: n for t, n in zip(teachers, flat[1:], strict=True)})
         if batches and self.distiller.weighs_by_terms and not self._before:
             self._before = self._look(batches, counts)
         return batches, counts
@@ -477,11 +478,6 @@ def _said(wrong: Sequence[str]) -> str:
 def _scored_tokens(batch: Mapping[str, Any]) -> Tensor:
     """How many labels have a predecessor to predict them."""
     return (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
-
-
-def _n_chunks(batch: Mapping[str, Any], teacher: OnlineTeacher) -> int:
-    """How many chunks a teacher has in a batch, read off a shape."""
-    return int(batch["teachers"][teacher.side]["index"]["student_starts"].shape[0]) - 1
 
 
 def _head_width(model: nn.Module) -> int:
