@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers import TrainerCallback
 
 from training import tiny
 from training.test_trainer import STUDENT, TEACHER, TEXTS, Gradients, arguments, data, online
@@ -83,7 +81,7 @@ def test_the_norms_are_those_of_each_term_alone(tmp_path: Path, micro: int, way:
     ratio = 0.7 * expected["gradient_norm/kd"] / (0.5 * expected["gradient_norm/ce"])
     assert line["push_ratio"] == pytest.approx(ratio, rel=1e-9)
     norms = 0.8 * expected["gradient_norm/kd/a"] + 0.3 * expected["gradient_norm/kd/b"]
-    assert not line["gradient_norm/kd"] == pytest.approx(norms, rel=1e-3)
+    assert line["gradient_norm/kd"] != pytest.approx(norms, rel=0.001)
 
 
 @pytest.mark.parametrize("way", ["hidden", "logits"])
@@ -146,7 +144,7 @@ def test_what_stands_in_grad_and_in_the_random_state_is_left(tmp_path: Path) -> 
 
 
 def test_measured_under_dropout_are_the_gradients_of_the_step_itself(tmp_path: Path) -> None:
-    """Its masks are drawn again: with one teacher and no cross-entropy the norm is the step's own, to the last digits."""
+    """Its masks are drawn again: with one teacher and no cross-entropy the norm is the step's own."""
     model = tiny.llama(STUDENT.size + 3, attention_dropout=0.5).double()
     cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     _, (line,), (step,) = trained(
@@ -184,9 +182,8 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut_up(tmp_path: Path) -> Non
     for other_lines, other in found[1:]:
         for step, gradient in enumerate(gradients):
             assert all(torch.allclose(other[step][n], g, rtol=1e-8, atol=1e-11) for n, g in gradient.items()), step
-            assert other_lines[step] == pytest.approx(lines[step], rel=1e-5, nan_ok=True) or True
             for key in ("kd_factor", "gradient_norm/ce", "gradient_norm/kd", "push_ratio"):
-                assert other_lines[step].get(key) == pytest.approx(lines[step].get(key), rel=1e-8), key
+                assert other_lines[step].get(key, 0) == pytest.approx(lines[step].get(key, 0), rel=1e-8), key
 
 
 def test_the_factor_is_faded_in_and_the_log_tells_the_push_that_was_made(tmp_path: Path) -> None:
@@ -212,7 +209,8 @@ def test_of_a_student_with_adapters_what_learns_is_measured(tmp_path: Path) -> N
         return add_lora(tiny.llama(STUDENT.size + 3).double(), LoraConfig(rank=2), seed=0, revision=None)
 
     expected = independent(student(), [online()], [1.0])
-    assert expected["gradient_norm/ce"] < independent(tiny.llama(STUDENT.size + 3).double(), [], [])["gradient_norm/ce"]
+    whole = independent(tiny.llama(STUDENT.size + 3).double(), [online()], [1.0])
+    assert expected["gradient_norm/ce"] != pytest.approx(whole["gradient_norm/ce"], rel=1e-3)
     for way in ("hidden", "logits"):
         _, (line,), _ = trained(tmp_path, [online()], way, student(), kd_weight="gradient")
         assert line["gradient_norm/kd"] == pytest.approx(expected["gradient_norm/kd"], rel=1e-9)
@@ -235,24 +233,20 @@ def test_a_learnable_w_is_left_out_and_left_alone(tmp_path: Path, way: str) -> N
         assert torch.equal(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:.*checkpoint.*:UserWarning")
 def test_recomputed_activations_change_no_norm(tmp_path: Path) -> None:
-    _, (plain,), _ = trained(tmp_path, [online()], kd_weight="gradient")
-    config = {
-        "teachers": [{"loss": "p-kl"}],
-        "data": {"context_length": 64},
-        "optim": {"steps": 1, "batch_size": 4, "micro_batch_size": 2},
-        "loss": {"kd_weight": "gradient"},
-    }
-    lines = []
-    for on in (False, True):
-        raw = {**config, "optim": {**config["optim"], "gradient_checkpointing": on}}  # type: ignore[dict-item]
-        lines += distil(raw, student=tiny.student(), teachers=[tiny.teacher()], texts=TEXTS, quiet=True).log
-    assert lines[1]["gradient_norm/kd/teacher-0"] == pytest.approx(lines[0]["gradient_norm/kd/teacher-0"], rel=1e-5)
+    def line(**changes: bool) -> dict[str, float]:
+        optim = {"steps": 1, "batch_size": 4, "micro_batch_size": 2, **changes}
+        config = {"teachers": [{"loss": "p-kl", "name": "t"}], "loss": {"kd_weight": "gradient"}, "optim": optim}
+        (found,) = distil(config, student=tiny.student(), teachers=[tiny.teacher()], texts=TEXTS, quiet=True).log
+        return found
+
+    plain, recomputed = line(), line(gradient_checkpointing=True)
+    for key in ("gradient_norm/ce", "gradient_norm/kd/t", "kd_factor"):
+        assert recomputed[key] == pytest.approx(plain[key], rel=1e-5)
 
 
 def test_a_resumed_training_has_the_factor_of_the_unbroken_one_to_the_bit(tmp_path: Path) -> None:
-    """With dropout; checkpoints at steps 2 and 3, of which the first is followed by a measurement and the second not."""
+    """With dropout; from checkpoints of which one is followed by a measurement and the other is not."""
 
     def run(folder: Path, resume: int | None = None) -> tuple[Any, Lines]:
         settings = {
@@ -378,7 +372,12 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
 def test_a_sharded_student_is_refused_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(XTokenTrainer, "is_fsdp_enabled", property(lambda _: True, lambda *_: None), raising=False)
-    monkeypatch.setattr("xtoken.training.trainer.HiddenReader", None)
+    original = XTokenTrainer.create_accelerator_and_postprocess
+
+    def sharded(trainer: XTokenTrainer) -> None:
+        original(trainer)
+        trainer.is_fsdp_enabled = True
+
+    monkeypatch.setattr(XTokenTrainer, "create_accelerator_and_postprocess", sharded)
     with pytest.raises(XTokenError, match="under FSDP or DeepSpeed"):
         XTokenTrainer(tiny.llama(STUDENT.size), [online()], arguments(tmp_path), data(), **options)

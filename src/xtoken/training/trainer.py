@@ -57,8 +57,8 @@ class XTokenTrainer(Trainer):
     `kd_ce_ratio`, `kd_factor` (what the teachers' sum was multiplied by, the mean over the steps) and `kd_factor_max`
     (the largest), `uncovered_mass` and `kept_chunks` (shares, also by teacher), with adaptive weights
     `teacher_weight/NAME` and `teacher_score/NAME`, for a learnable W `w_drift/NAME` (the share of its rows' mass that
-    has moved), and `tokens_per_second` (the student's, without padding). Where gradients are measured, as means over the
-    steps that were: `gradient_norm/ce`, `gradient_norm/kd` and `gradient_norm/kd/NAME`, of the raw terms, and
+    has moved), and `tokens_per_second` (the student's, without padding). Where gradients are measured, the mean over
+    the steps that were: `gradient_norm/ce`, `gradient_norm/kd` and `gradient_norm/kd/NAME`, of the raw terms, and
     `push_ratio`, that of the teachers' sum over that of the cross-entropy, each times what it was multiplied by.
 
     Args:
@@ -107,7 +107,6 @@ class XTokenTrainer(Trainer):
         args = TrainingArguments(output_dir="xtoken-run") if args is None else args
         _check_arguments(args)
         _check_dataset(train_dataset, teachers)
-        self._by_gradient = kd_weight == "gradient"
         self._measured_every = steps_between(gradient_norms, kd_weight, teachers)
         vocab_size = _head_width(model) if student_vocab_size is None else student_vocab_size
         check_head(model, vocab_size, "the student")
@@ -118,6 +117,8 @@ class XTokenTrainer(Trainer):
         self._window, self._interval = Window(), Interval()
         self._before: dict[str, float] = {}  # the sums of the last step
         self._ahead: tuple[list[Any], Counts] | None = None  # a window that is to be measured
+        # By the last measurement; None where the weight does not go by gradients.
+        self._factor = _UNMEASURED if kd_weight == "gradient" else None
         self._gradient_norm: Any = None
         super().__init__(
             model=model,
@@ -185,8 +186,8 @@ class XTokenTrainer(Trainer):
             DivergedError: a loss or a gradient is not finite.
         """
         self._window, self._interval, self._before = Window(), Interval(), {}
-        if self._by_gradient:
-            self.distiller.kd_weight = _UNMEASURED
+        if self._factor is not None:
+            self._take_factor(_UNMEASURED)
         self._last_log = time.perf_counter()
         return super().train(*args, **kwargs)
 
@@ -270,8 +271,11 @@ class XTokenTrainer(Trainer):
         weighing = self._weighing()
         gradient = partial(self._gradient_of, batches, counts, torch.ones_like(weighing.factor))
         pushes = self._window.pushes = measure(gradient, self.distiller, weighing.teachers, self.accelerator)
-        if self._by_gradient and sum(counts.chunks.values()) > 0:
-            self.distiller.kd_weight = pushes.factor
+        if self._factor is not None and sum(counts.chunks.values()) > 0:
+            self._take_factor(pushes.factor)
+
+    def _take_factor(self, factor: float) -> None:
+        self._factor = self.distiller.kd_weight = factor
 
     def _gradient_of(self, batches: Sequence[Any], counts: Counts, one: Tensor, term: Distiller) -> list[Tensor]:
         """This process's part of a window's gradient of one term; with the dropout that the step itself will have.
@@ -436,13 +440,13 @@ class XTokenTrainer(Trainer):
     def exported(self) -> dict[str, Any]:
         """What a checkpoint has to know of the steps before it."""
         known = {"before": self._before, "interval": asdict(self._interval)}
-        return {**known, "kd_weight": self.distiller.kd_weight} if self._by_gradient else known
+        return known if self._factor is None else {**known, "factor": self._factor}
 
     def restore(self, exported: Mapping[str, Any]) -> None:
         """Takes up what `exported` gave."""
         self._before, self._interval = dict(exported["before"]), Interval(**exported["interval"])
-        if self._by_gradient:
-            self.distiller.kd_weight = exported["kd_weight"]
+        if self._factor is not None:
+            self._take_factor(exported["factor"])
 
     def _reader_of(self, model: nn.Module) -> HiddenReader | None:
         """How to read the student's hidden states; None where its logits are needed.
