@@ -63,6 +63,8 @@ def test_a_bare_string_stands_for_a_sections_main_key() -> None:
     ("raw", "message"),
     [
         ({"loss": {"kd_weight": 1}}, "loss.kd_weight has no effect without teachers"),
+        ({"loss": {"kd_weight": "gradient"}}, "loss.kd_weight has no effect without teachers"),
+        ({"loss": {"gradient_norms": 10}}, "loss.gradient_norms has no effect without teachers"),
         ({"data": {"alignment": "dp"}}, "data.alignment has no effect without teachers"),
         ({"data": {"split": "test"}}, "split has no effect without dataset"),
         ({"data": {"dataset": "a", "split_text_by": "line"}}, "split_text_by has no effect with dataset"),

@@ -46,6 +46,7 @@ def test_every_shipped_config_is_valid_and_names_the_schema(file: Path) -> None:
         {"student": "a", "teachers": ["b", {"model": "c", "ranks": "all"}], "data": "text.txt", "output": "run"},
         {"teachers": [{"model": "b", "ranks": 12}], "loss": {"kd_weight": 0.5}},
         {"teachers": [{"model": "b"}], "loss": {"kd_weight": "dynamic"}},
+        {"teachers": [{"model": "b"}], "loss": {"kd_weight": "gradient", "gradient_norms": 5}},
         {"data": {"files": None, "dataset": "d"}, "optim": {"learning_rate": 1}, "seed": 7},
     ],
 )

@@ -319,10 +319,11 @@ class DataConfig(_CorpusSection):
 class LossConfig(_Section):
     """How cross-entropy and the teachers' losses become one number."""
 
-    kd_weight: Literal["auto", "dynamic"] | NonNegative = Field(
+    kd_weight: Literal["auto", "dynamic", "gradient"] | NonNegative = Field(
         default="auto",
-        description="The weight of the teachers' sum; dynamic scales it to the cross-entropy. auto is 1 where every "
-        "teacher teaches by path-kl, whose nats are the cross-entropy's own, and dynamic elsewhere.",
+        description="The weight of the teachers' sum; dynamic scales it to the cross-entropy's value, gradient to the "
+        "norm of its gradient. auto is 1 where every teacher teaches by path-kl, whose nats are the cross-entropy's "
+        "own, and dynamic elsewhere.",
     )
     ce_weight: NonNegative = Field(default=1.0, description="The weight of the cross-entropy.")
     kd_warmup: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
@@ -332,6 +333,11 @@ class LossConfig(_Section):
         default="static",
         description="What weighs the teachers: their own weights, or how sure each is of the text, by its "
         "cross-entropy, its entropy or its largest probability.",
+    )
+    gradient_norms: Count | None = Field(
+        default=None,
+        description="Steps from one measurement of each term's gradient to the next, for the log and for kd_weight "
+        "gradient (default 20 there, else none is made); each costs a pass for the text and one for each teacher.",
     )
     alpha: NonNegative | None = Field(
         default=None, description="How much that counts: softmax(alpha * score) over the teachers (default 1)."
@@ -465,6 +471,8 @@ class RunConfig(_Section):
             raise ValueError("loss.teacher_weights has no effect with fewer than two teachers")
         if self.loss.teacher_weights != "static" and any(t.weight != 1 for t in self.teachers):
             raise ValueError(f"teachers' weight has no effect with loss.teacher_weights {self.loss.teacher_weights}")
+        if not self.teachers and self.loss.gradient_norms is not None:
+            raise ValueError("loss.gradient_norms has no effect without teachers")
         if not self.teachers and self.loss.kd_warmup:
             raise ValueError("loss.kd_warmup has no effect without teachers")
         if self.data.format == "text" and any(m.chat_template is not None for m in (self.student, *self.teachers)):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from transformers import TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -78,6 +78,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
             student_vocab_size=STUDENT.size,
             kd_weight=asked["kd_weight"],
             adaptive=Adaptive("ce", 2.0) if asked.get("adaptive") else None,
+            gradient_norms=asked.get("gradient_norms"),
         )
         if asked.get("fsdp2"):
             use_fsdp2(trainer)
@@ -88,6 +89,8 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
         of_teachers = {type(p).__name__ for t in teachers for p in t.model.parameters()}
     weights = {name: value.detach().clone() for name, value in whole.items()}
     found = {"weights": weights, "log": trainer.state.log_history, "processes": trainer.accelerator.num_processes}
+    factors = gather_object([str(trainer.distiller.kd_weight)])  # to the last digit
+    found["factors"] = factors
     return {**found, "parameters": sorted(kinds), "teachers": sorted(of_teachers)}
 
 

@@ -139,6 +139,20 @@ def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:
     assert counter.get_total_flops() == tokens * expected
 
 
+@pytest.mark.parametrize(("loss", "every"), [({"gradient_norms": 5}, 5), ({"kd_weight": "gradient"}, 20)])
+def test_measuring_gradients_is_counted(tmp_path: Path, loss: dict[str, Any], every: int) -> None:
+    plain, measured = of(tmp_path, Machine(gpus=4)), of(tmp_path, Machine(gpus=4), loss=loss)
+    figures = by_name(measured.flops)
+    student = sum(value for name, value in figures.items() if name.startswith("student"))
+    teacher = sum(value for name, value in figures.items() if name.startswith("teacher"))
+    assert figures["gradient norms"] == pytest.approx((2 * student + teacher) / every)
+    assert measured.flops_per_token - plain.flops_per_token == pytest.approx(figures["gradient norms"])
+    one, _, sharded = (by_name(plan.held) for plan in measured.plans)
+    assert one["gradient norms"] == one["student, gradients"]
+    assert "gradient norms" not in sharded
+    assert measured.not_counted == ()
+
+
 def test_figures_add_up_and_say_how(tmp_path: Path) -> None:
     machine = Machine(gpus=4, flops=1e12, utilisation=0.5, memory=1e9)
     found = of(tmp_path, machine)

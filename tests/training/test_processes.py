@@ -20,6 +20,11 @@ PLANS: dict[str, dict[str, Any]] = {
     "dynamic": {"losses": ["p-kl"], "kd_weight": "dynamic"},
     "adaptive": {"losses": ["p-kl", "gold"], "kd_weight": "dynamic", "adaptive": True},
 }
+UNSHARDED: dict[str, dict[str, Any]] = {  # what is refused where the student is sharded
+    "by gradient": {"losses": ["p-kl", "gold"], "kd_weight": "gradient", "gradient_norms": 2},
+}
+COMPARED = {"loss", "ce", "kd", "kd_factor", "kept_chunks", "grad_norm", "teacher_weight/t"}
+COMPARED |= {"gradient_norm/ce", "gradient_norm/kd", "gradient_norm/kd/t", "push_ratio"}
 
 
 def trained(folder: Path, processes: int, **how: Any) -> dict[str, Any]:
@@ -27,7 +32,8 @@ def trained(folder: Path, processes: int, **how: Any) -> dict[str, Any]:
     out = folder / f"{processes}.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "XTOKEN_CACHE": str(folder)}
-    plans = json.dumps({name: {**plan, **how} for name, plan in PLANS.items()})
+    asked = PLANS if how.get("fsdp2") else PLANS | UNSHARDED
+    plans = json.dumps({name: {**plan, **how} for name, plan in asked.items()})
     done = subprocess.run(
         [*command, str(SCRIPT), str(out), plans], env=environment, capture_output=True, text=True, timeout=600
     )
@@ -48,10 +54,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 )
 def test_two_processes_train_as_one_does(tmp_path: Path, alone: dict[str, Any], how: dict[str, Any]) -> None:
     two = trained(tmp_path, 2, micro=2, accumulation=2, **how)
-    for name, one in alone.items():
+    assert two.keys() == alone.keys() - (UNSHARDED if how else {})
+    for name, same_plan in two.items():
+        one = alone[name]
+        assert len(set(same_plan["factors"])) == 1
         assert two[name]["parameters"] == two[name]["teachers"] == ["DTensor" if how else "Parameter"]
         for parameter, weight in one["weights"].items():
             torch.testing.assert_close(two[name]["weights"][parameter], weight, rtol=1e-8, atol=1e-10)
         for line, same in zip(one["log"], two[name]["log"], strict=True):
-            for key in line.keys() & {"loss", "ce", "kd", "kd_factor", "kept_chunks", "grad_norm", "teacher_weight/t"}:
+            for key in line.keys() & COMPARED:
                 assert same[key] == pytest.approx(line[key], rel=1e-6), (name, key)

@@ -136,7 +136,8 @@ def _teachers(config: RunConfig, result: RunResult) -> str:
 
 
 def _weight(kd_weight: float | str) -> str:
-    return "a dynamic factor" if isinstance(kd_weight, str) else f"{kd_weight:g}"
+    named = {"gradient": "a factor that lets both push equally hard"}
+    return named.get(kd_weight, "a dynamic factor") if isinstance(kd_weight, str) else f"{kd_weight:g}"
 
 
 def _data(config: RunConfig, result: RunResult) -> str:

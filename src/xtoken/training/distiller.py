@@ -112,7 +112,7 @@ class Distiller:
     Args:
         teachers: with names of their own; none for cross-entropy alone.
         vocab_size: V_S, the size of the student's tokenizer; wider logits are cut.
-        kd_weight: of the teachers' weighted sum, or `dynamic`.
+        kd_weight: of the teachers' weighted sum, or `dynamic`. A number may be set anew between steps.
         ce_weight: of the cross-entropy.
         adaptive: weighs the teachers by how sure each is of the text; None takes their own static weights.
 
@@ -134,6 +134,8 @@ class Distiller:
             raise XTokenError(f"adaptive weights need two teachers or more, and there are {len(names)}")
         if len(set(names)) < len(names):
             raise XTokenError(f"the teachers are called {', '.join(names)}; give each a name of its own")
+        if isinstance(kd_weight, str) and kd_weight != "dynamic":
+            raise XTokenError(f"kd_weight is {kd_weight!r}; a Distiller takes a number or 'dynamic'")
         for what, weight in (("kd_weight", kd_weight), ("ce_weight", ce_weight)):
             if weight != "dynamic" and not 0 <= weight < float("inf"):
                 raise XTokenError(f"{what} is {weight}; it must be finite and at least 0")

@@ -24,6 +24,7 @@ from xtoken.config import RunConfig, StudentConfig, TeacherConfig
 from xtoken.errors import XTokenError
 from xtoken.losses.fast.hidden import _HEAD_ELEMENTS  # the size of the blocks is theirs to choose
 from xtoken.losses.fast.walk import block_rows
+from xtoken.training.pushes import EVERY
 from xtoken.training.trace import (
     ModelShape,
     TeacherBytes,
@@ -51,7 +52,7 @@ _COUNTED = {
     "student": _MODEL,
     "teachers": (*_MODEL, *_TEACHER),
     "data": (*_SOURCE, *_READING, "context_length", "append_eos", "alignment", "packing"),
-    "loss": ("kd_weight", "ce_weight", "kd_warmup"),
+    "loss": ("kd_weight", "ce_weight", "kd_warmup", "gradient_norms"),
     "optim": (*_SCHEDULE, "batch_size", "micro_batch_size", "gradient_checkpointing"),
     "output": ("folder", "save_every", "keep_checkpoints", "log_every", "trackers", "push_to_hub", "private"),
     "seed": (),
@@ -327,6 +328,25 @@ def _parameters(run: _Run) -> Iterator[Figure]:
 
 def _flops(run: _Run) -> Iterator[Figure]:
     """Per token of the student's."""
+    learning, teaching = list(_learning(run)), list(_teaching(run))
+    yield from learning
+    yield from teaching
+    every = _measured_every(run.config)
+    if every is not None:
+        passes = 1 + len(run.teachers)
+        whole = passes * sum(figure.value for figure in learning) + sum(figure.value for figure in teaching)
+        times = f"{passes} of the student's forward and backward, and one of each teacher's"
+        yield Figure("gradient norms", whole / every, f"every {every} steps {times}")
+
+
+def _measured_every(config: RunConfig) -> int | None:
+    """Steps between two measurements of the terms' gradients; None where there is none."""
+    if config.loss.gradient_norms is None and config.loss.kd_weight == "gradient":
+        return EVERY
+    return config.loss.gradient_norms
+
+
+def _learning(run: _Run) -> Iterator[Figure]:
     shape, again = run.shape, run.config.optim.gradient_checkpointing
     passes = 4 if again else 3
     times = f"{passes} passes (forward, {'recomputed, ' if again else ''}backward twice)"
@@ -337,6 +357,9 @@ def _flops(run: _Run) -> Iterator[Figure]:
         2 * shape.head * 3,
         f"2 x {_billions(shape.head)} weights x 3 products (logits, and two gradients)",
     )
+
+
+def _teaching(run: _Run) -> Iterator[Figure]:
     for teacher in run.teachers:
         share = teacher.tokens / run.tokens
         one = teacher.shape
@@ -402,6 +425,10 @@ def _held(run: _Run, gpus: int, sharded: bool) -> Iterator[Figure]:
             2 * size * units,
             f"{size} bytes x {_billions(units)} (embeddings and two layers), weights and gradients",
         )
+    if _measured_every(run.config) is not None and not sharded:  # where it is sharded, measuring is refused
+        more = min(2, len(run.teachers))
+        source = f"{size} bytes x {count} x {more}: a term's beside the micro-batch's"
+        yield Figure("gradient norms", more * size * shape.parameters, source + (", and the sum" if more > 1 else ""))
     for teacher in run.teachers:
         each = _BYTES[teacher.dtype]
         parameters = teacher.shape.parameters

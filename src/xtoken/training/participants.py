@@ -147,7 +147,9 @@ def load_teacher(
     return _settle(asked, 0, loaded, student.vocabulary, DataConfig(), cache)
 
 
-def _kd_weight(asked: float | Literal["auto", "dynamic"], teachers: Sequence[Teacher]) -> float | Literal["dynamic"]:
+def _kd_weight(
+    asked: float | Literal["auto", "dynamic", "gradient"], teachers: Sequence[Teacher]
+) -> float | Literal["dynamic", "gradient"]:
     """What `auto` comes to: path-KL is in the cross-entropy's own nats, and falls to 0 where dynamic scaling soars."""
     if asked != "auto":
         return asked

@@ -334,6 +334,7 @@ class _Run:
             ce_weight=config.loss.ce_weight,
             adaptive=_adaptive(config.loss),
             kd_warmup=config.loss.kd_warmup,
+            gradient_norms=config.loss.gradient_norms,
             callbacks=[stop, CheckpointFiles(list(student.tokenizer_files))],
         )
         if self.held_out is not None:

@@ -5,7 +5,8 @@ number of scored tokens and each teacher's loss by the number of chunks that tak
 accumulation window and all processes, and dynamic factors and adaptive weights are those of the step before, so
 gradients do not depend on how a batch is cut into micro-batches and processes; a number that is not finite ends the
 training before the optimizer sees it; what a resumed run needs is in the checkpoint, so it goes on to the bit. Waiting:
-a step waits for the device once, for its sums; the loss from hidden states also once a teacher and once more.
+a step waits for the device once, for its sums; the loss from hidden states also once a teacher and once more; where
+gradients are measured, twice more.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +40,14 @@ from xtoken.training.learnable import LearnableProjections
 from xtoken.training.mixture import EpochSampler, MixedData
 from xtoken.training.output import FAILURE, last_checkpoint
 from xtoken.training.packing import PackedData
+from xtoken.training.pushes import gradient_of, measure, steps_between
 from xtoken.training.sharding import place
 from xtoken.training.streaming import StreamedData
 from xtoken.training.window import Interval, Window, shown, terms_of
 
 __all__ = ["XTokenTrainer"]
+
+_UNMEASURED = 1.0  # the factor of the teachers' sum before any gradient was measured
 
 
 class XTokenTrainer(Trainer):
@@ -53,7 +58,9 @@ class XTokenTrainer(Trainer):
     `kd_ce_ratio`, `kd_factor` (what the teachers' sum was multiplied by, the mean over the steps) and `kd_factor_max`
     (the largest), `uncovered_mass` and `kept_chunks` (shares, also by teacher), with adaptive weights
     `teacher_weight/NAME` and `teacher_score/NAME`, for a learnable W `w_drift/NAME` (the share of its rows' mass that
-    has moved), and `tokens_per_second` (the student's, without padding).
+    has moved), and `tokens_per_second` (the student's, without padding). Where gradients are measured, the mean over
+    the steps that were: `gradient_norm/ce`, `gradient_norm/kd` and `gradient_norm/kd/NAME`, of the raw terms, and
+    `push_ratio`, that of the teachers' sum over that of the cross-entropy, each times what it was multiplied by.
 
     Args:
         model: the student, a Hugging Face causal LM.
@@ -63,14 +70,19 @@ class XTokenTrainer(Trainer):
         eval_dataset: likewise; its loss is the same combination, batch by batch.
         student_vocab_size: the size of the student's tokenizer; by default the width of its head.
         kd_weight: of the teachers' sum, or `dynamic`: the cross-entropy over that sum, as the step before had them. The
-            first step has those of its own, for one pass more over its batch.
+            first step has those of its own, for one pass more over its batch. Or `gradient`: the norm of the
+            cross-entropy's gradient over that of the teachers' sum, of the last step that was measured; 1 where that
+            sum does not push, and as it was where no teacher had a chunk.
         ce_weight: of the cross-entropy.
         adaptive: weighs the teachers by how sure each was of the text of the step before; None takes their own weights.
         kd_warmup: the share of `max_steps` over which the teachers' sum is faded in.
+        gradient_norms: the steps from one measurement of the terms' gradients to the next, the first step being one;
+            see `xtoken.training.pushes`. None measures nothing, or with `kd_weight` `gradient` every 20 steps.
         callbacks, optimizers: the Trainer's own.
 
     Raises:
-        XTokenError: an argument that would have no effect; a dataset without the tokens of some teacher.
+        XTokenError: an argument that would have no effect; a dataset without the tokens of some teacher; gradients are
+            to be measured where they are sharded (FSDP, DeepSpeed) or scaled (fp16).
     """
 
     # compute_loss divides by the counts of the window, so the Trainer must not divide by its steps again.
@@ -85,16 +97,18 @@ class XTokenTrainer(Trainer):
         eval_dataset: Any = None,
         *,
         student_vocab_size: int | None = None,
-        kd_weight: KdWeight = "dynamic",
+        kd_weight: KdWeight | Literal["gradient"] = "dynamic",
         ce_weight: float = 1.0,
         adaptive: Adaptive | None = None,
         kd_warmup: float = 0.0,
+        gradient_norms: int | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = TrainingArguments(output_dir="xtoken-run") if args is None else args
         _check_arguments(args)
         _check_dataset(train_dataset, teachers)
+        self._measured_every = steps_between(gradient_norms, kd_weight, teachers)
         vocab_size = _head_width(model) if student_vocab_size is None else student_vocab_size
         check_head(model, vocab_size, "the student")
         args.remove_unused_columns = False  # examples are not dicts of the model's arguments
@@ -103,6 +117,9 @@ class XTokenTrainer(Trainer):
         use_cache = getattr(model.config, "use_cache", None)
         self._window, self._interval = Window(), Interval()
         self._before: dict[str, float] = {}  # the sums of the last step
+        self._ahead: tuple[list[Any], Counts] | None = None  # a window that is to be measured
+        # By the last measurement; None where the weight does not go by gradients.
+        self._factor = _UNMEASURED if kd_weight == "gradient" else None
         self._gradient_norm: Any = None
         super().__init__(
             model=model,
@@ -118,7 +135,8 @@ class XTokenTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # how releases before loss_is_scaled_for_ga are told the same
         self._replace_progress()
         there = [place(teacher, self.args.device) for teacher in teachers]
-        self.distiller = Distiller(there, vocab_size, kd_weight, ce_weight, adaptive)
+        fixed = _UNMEASURED if kd_weight == "gradient" else kd_weight
+        self.distiller = Distiller(there, vocab_size, fixed, ce_weight, adaptive)
         self.kd_warmup = kd_warmup
         self._reader = self._reader_of(model)
         self.learnable = LearnableProjections(teachers)
@@ -127,6 +145,8 @@ class XTokenTrainer(Trainer):
             is_sharded=is_sharded, optimizer=self.optimizer, loads_best=bool(args.load_best_model_at_end)
         )
         self.add_callback(self.learnable)
+        if self._measured_every is not None:
+            _check_measurable(is_sharded=is_sharded, scales_loss=self._scales_loss)
         self._last_log = time.perf_counter()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -167,6 +187,8 @@ class XTokenTrainer(Trainer):
             DivergedError: a loss or a gradient is not finite.
         """
         self._window, self._interval, self._before = Window(), Interval(), {}
+        if self._factor is not None:
+            self._take_factor(_UNMEASURED)
         self._last_log = time.perf_counter()
         return super().train(*args, **kwargs)
 
@@ -223,19 +245,57 @@ class XTokenTrainer(Trainer):
         counts = Counts(flat[0], {t.name: n for t, n in zip(teachers, flat[1:], strict=True)})
         if batches and self.distiller.weighs_by_terms and not self._before:
             self._before = self._look(batches, counts)
+        every = self._measured_every
+        self._ahead = (batches, counts) if batches and every and self.state.global_step % every == 0 else None
         return batches, counts
 
     def _look(self, batches: Sequence[Any], counts: Counts) -> dict[str, float]:
         """The sums of a window that nothing is known of, by a pass without gradients; the random state is left."""
         window, device = Window(), self.args.device
         self.model.train()
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.no_grad(), _random_state_kept(device):
             for batch in batches:
                 inputs = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
-                    found, _ = self._outcome(self.model_wrapped, inputs, counts, None)
+                    found, _ = self._outcome(self.distiller, self.model_wrapped, inputs, counts, None)
                 window.add(found, inputs, inputs["attention_mask"].sum())
         return self._reduced(window)
+
+    def begin_step(self) -> None:
+        """Measures the gradients of the window at hand where it is due.
+
+        When it is fetched would be too early: a resumed training has not taken up its random state then.
+        """
+        if self._ahead is None:
+            return
+        (batches, counts), self._ahead = self._ahead, None
+        self.model.train()
+        weighing = self._weighing()
+        gradient = partial(self._gradient_of, batches, counts, torch.ones_like(weighing.factor))
+        pushes = self._window.pushes = measure(gradient, self.distiller, weighing.teachers, self.accelerator)
+        if self._factor is not None and sum(counts.chunks.values()) > 0:
+            self._take_factor(pushes.factor)
+
+    def _take_factor(self, factor: float) -> None:
+        self._factor = self.distiller.kd_weight = factor
+
+    def _gradient_of(self, batches: Sequence[Any], counts: Counts, one: Tensor, term: Distiller) -> list[Tensor]:
+        """This process's part of a window's gradient of one term; with the dropout that the step itself will have.
+
+        The bare model: what wraps it for several processes would add up by itself, and write `.grad`.
+        """
+        weighing = Weighing(one, {teacher.name: one for teacher in term.teachers})
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+        def losses() -> Iterator[Tensor]:
+            for batch in batches:
+                inputs = self._prepare_inputs(batch)
+                with self.compute_loss_context_manager():
+                    found, _ = self._outcome(term, self.model, inputs, counts, weighing)
+                yield found.loss
+
+        with _random_state_kept(self.args.device):
+            return gradient_of(losses(), parameters)
 
     def compute_loss(
         self,
@@ -251,7 +311,7 @@ class XTokenTrainer(Trainer):
         in_window = isinstance(num_items_in_batch, Counts)
         counts = num_items_in_batch if in_window else None
         weighing = self._weighing() if in_window else None
-        found, logits = self._outcome(model, inputs, counts, weighing, needs_logits=return_outputs)
+        found, logits = self._outcome(self.distiller, model, inputs, counts, weighing, needs_logits=return_outputs)
         loss = found.loss
         if in_window:
             self._window.add(found, inputs, inputs["attention_mask"].sum())
@@ -261,6 +321,7 @@ class XTokenTrainer(Trainer):
 
     def _outcome(
         self,
+        distiller: Distiller,
         model: nn.Module,
         inputs: Mapping[str, Any],
         counts: Counts | None,
@@ -272,10 +333,10 @@ class XTokenTrainer(Trainer):
         if self._reader is not None and not needs_logits:
             hidden = self._reader.read(model, *read)
             with self.accelerator.autocast():  # which is the model's forward's alone: the head's products are outside
-                found = self.distiller.outcome_from_hidden(hidden, self._reader.head, inputs, counts, weighing)
+                found = distiller.outcome_from_hidden(hidden, self._reader.head, inputs, counts, weighing)
             return found, None
         logits = causal_logits(model, *read)
-        return self.distiller.outcome(logits, inputs, counts, weighing), logits
+        return distiller.outcome(logits, inputs, counts, weighing), logits
 
     def _weighing(self) -> Weighing:
         """Of the step at hand: that of the sums before it, faded in."""
@@ -319,7 +380,10 @@ class XTokenTrainer(Trainer):
             self._fail(window, wrong)
         assert window.weighing is not None
         weights = {name: float(weight) for name, weight in window.weighing.teachers.items()}
-        self._interval.add(sums, self.distiller.ce_weight, float(window.weighing.factor), weights)
+        factor = float(window.weighing.factor)
+        self._interval.add(sums, self.distiller.ce_weight, factor, weights)
+        if window.pushes is not None:
+            self._interval.add_pushes(window.pushes, self.distiller.ce_weight, factor)
         # A teacher without a chunk in this step has said nothing of the next one's weights.
         silent = [t.name for t in self.distiller.teachers if not sums[f"{t.name}\tcount"]]
         self._before |= {k: v for k, v in sums.items() if k.partition("\t")[0] not in silent or k not in self._before}
@@ -377,11 +441,14 @@ class XTokenTrainer(Trainer):
 
     def exported(self) -> dict[str, Any]:
         """What a checkpoint has to know of the steps before it."""
-        return {"before": self._before, "interval": asdict(self._interval)}
+        known = {"before": self._before, "interval": asdict(self._interval)}
+        return known if self._factor is None else {**known, "factor": self._factor}
 
     def restore(self, exported: Mapping[str, Any]) -> None:
         """Takes up what `exported` gave."""
         self._before, self._interval = dict(exported["before"]), Interval(**exported["interval"])
+        if self._factor is not None:
+            self._take_factor(exported["factor"])
 
     def _reader_of(self, model: nn.Module) -> HiddenReader | None:
         """How to read the student's hidden states; None where its logits are needed.
@@ -428,7 +495,7 @@ class XTokenTrainer(Trainer):
 
 
 class StepEnd(TrainerCallback, ExportableState):
-    """Tells the trainer when a step's gradients are whole, and keeps what it knows in the checkpoints.
+    """Tells the trainer when a step begins and when its gradients are whole, and keeps what it knows in checkpoints.
 
     Args:
         trainer: whose.
@@ -436,6 +503,9 @@ class StepEnd(TrainerCallback, ExportableState):
 
     def __init__(self, trainer: XTokenTrainer) -> None:
         self.trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.begin_step()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.end_step()
@@ -457,6 +527,13 @@ class _Iterated(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.data)
+
+
+@contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    """What is drawn inside is drawn again afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def _as_float(norm: Any) -> float:
@@ -492,6 +569,19 @@ def _check_arguments(args: TrainingArguments) -> None:
         raise XTokenError(
             f"this process sees {args.n_gpu} GPUs, and the Trainer would run them as DataParallel, which cannot split "
             "these batches. Start one process a GPU (accelerate launch), or set CUDA_VISIBLE_DEVICES to one."
+        )
+
+
+def _check_measurable(*, is_sharded: bool, scales_loss: bool) -> None:
+    if is_sharded:
+        raise XTokenError(
+            "gradients cannot be measured term by term under FSDP or DeepSpeed, which add them up and let them go on "
+            "their own way: leave out gradient_norms and take another kd_weight than 'gradient', or use DDP"
+        )
+    if scales_loss:
+        raise XTokenError(
+            "gradients cannot be measured in fp16, where they are lost unless the loss is scaled: use bf16, or leave "
+            "out gradient_norms and take another kd_weight than 'gradient'"
         )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from xtoken.losses.term import LossTerm
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.training.distiller import DROPPED, SCORE, SCORED, Outcome, Terms, Weighing
+from xtoken.training.pushes import Pushes
 
 __all__ = ["Interval", "Window", "shown", "terms_of"]
 
@@ -37,11 +38,13 @@ class Window:
         parts: what each micro-batch adds, scalars on the device.
         inputs: the micro-batches.
         weighing: how they were weighed.
+        pushes: what was measured of the step; None where nothing was.
     """
 
     parts: list[dict[str, Tensor]] = field(default_factory=list)
     inputs: list[Mapping[str, Any]] = field(default_factory=list)
     weighing: Weighing | None = None
+    pushes: Pushes | None = None
 
     def add(self, outcome: Outcome, inputs: Mapping[str, Any], tokens: Tensor) -> None:
         """A micro-batch.
@@ -99,11 +102,15 @@ class Interval:
         sums: as a window's, added up; and the losses, factors and weights of the steps.
         steps: how many.
         largest_factor: on the teachers' sum.
+        pushes: norms and ratios of gradients, added up over the steps that were measured.
+        measured: how many these are.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     largest_factor: float = 0.0
+    pushes: dict[str, float] = field(default_factory=dict)
+    measured: int = 0
 
     def add(self, sums: Mapping[str, float], ce_weight: float, factor: float, weights: Mapping[str, float]) -> None:
         """A step.
@@ -121,6 +128,21 @@ class Interval:
         for name, value in more.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
+
+    def add_pushes(self, pushes: Pushes, ce_weight: float, factor: float) -> None:
+        """What was measured of a step.
+
+        Args:
+            pushes: the norms.
+            ce_weight, factor: as for `add`.
+        """
+        norms = {"ce": pushes.cross_entropy, "kd": pushes.distillation}
+        norms |= {f"kd/{name}": norm for name, norm in pushes.teachers.items()}
+        found = {f"gradient_norm/{name}": norm for name, norm in norms.items()}
+        found["push_ratio"] = _ratio(factor * pushes.distillation, ce_weight * pushes.cross_entropy)
+        for name, value in found.items():
+            self.pushes[name] = self.pushes.get(name, 0.0) + value
+        self.measured += 1
 
 
 def shown(interval: Interval, teachers: Iterable[OnlineTeacher], *, is_adaptive: bool) -> dict[str, float]:
@@ -154,7 +176,8 @@ def shown(interval: Interval, teachers: Iterable[OnlineTeacher], *, is_adaptive:
         "kd_factor": _ratio(sums["factor"], interval.steps),
     }
     head["kd_factor_max"] = interval.largest_factor
-    return {**head, **{name: _ratio(*parts) for name, parts in overall.items()}, **metrics}
+    pushes = {name: _ratio(value, interval.measured) for name, value in interval.pushes.items()}
+    return {**head, **{name: _ratio(*parts) for name, parts in overall.items()}, **metrics, **pushes}
 
 
 def _mean(sums: Mapping[str, float], teacher: str) -> float:
