@@ -24,9 +24,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from xtoken.demo.accuracy import exact_answers
 from xtoken.demo.assets import ASSETS
 from xtoken.demo.problems import problems
+from xtoken.evaluation.answers import Answer, exact_answers
 from xtoken.tokens import Vocabulary
 
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
@@ -173,7 +173,8 @@ def make_teacher(folder: Path) -> None:
 
 def score(folder: Path) -> float:
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return exact_answers(model, Vocabulary.from_pretrained(folder), problems(FRESH_SEED, FRESH_PROBLEMS))
+    fresh = [Answer(p.prompt, p.answer) for p in problems(FRESH_SEED, FRESH_PROBLEMS)]
+    return exact_answers(model, Vocabulary.from_pretrained(folder), fresh)
 
 
 def compare(made: Path) -> None:

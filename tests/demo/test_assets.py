@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xtoken.alignment import align
 from xtoken.coverage import audit
-from xtoken.demo.accuracy import exact_answers
 from xtoken.demo.assets import ASSETS
 from xtoken.demo.problems import problems
+from xtoken.evaluation.answers import Answer, exact_answers
 from xtoken.tokens import Vocabulary
 
 NUMERALS = {width: [f"{n:0{width}d}" for n in range(10**width)] for width in (1, 2, 3)}
@@ -99,4 +99,4 @@ def test_the_student_comes_without_weights_and_the_teacher_within_4_mb() -> None
 def test_the_teacher_is_right_on_fresh_problems(teacher: Vocabulary) -> None:
     model = AutoModelForCausalLM.from_pretrained(ASSETS / "teacher").eval()
     assert model.dtype == torch.float32
-    assert exact_answers(model, teacher, problems(FRESH, 100)) >= 0.95
+    assert exact_answers(model, teacher, [Answer(p.prompt, p.answer) for p in problems(FRESH, 100)]) >= 0.95

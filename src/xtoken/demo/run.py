@@ -136,14 +136,14 @@ def _train_and_score(
 
 def _score(model: Any, vocabulary: Any, held_out: Sequence[Problem]) -> dict[str, Any]:
     """Bits per byte of the held-out problems, and the share of exact answers."""
-    from xtoken.demo.accuracy import exact_answers
     from xtoken.evaluation import bits_per_byte
+    from xtoken.evaluation.answers import Answer, exact_answers
 
     found = bits_per_byte(model, vocabulary, [p.text for p in held_out], batch_size=64)
     numerals = found.classes["numerals"].bits_per_byte
     return {
         "bits_per_byte": {"all": found.bits_per_byte, "numerals": numerals},
-        "accuracy": exact_answers(model, vocabulary, held_out),
+        "accuracy": exact_answers(model, vocabulary, [Answer(p.prompt, p.answer) for p in held_out]),
     }
 
 
