@@ -21,8 +21,9 @@ from xtoken.errors import DivergedError, XTokenError
 from xtoken.study.config import StudyConfig
 from xtoken.study.measure import Against, loaded_model, measure, vocabulary_of
 from xtoken.study.plan import Cell, Reference, TeacherTexts, needs_weights
+from xtoken.study.teacher_texts import write_teacher_texts
 from xtoken.training import LoadedModel, distil
-from xtoken.training.models import tokenizer_files
+from xtoken.training.models import no_library_bars, tokenizer_files
 
 __all__ = ["Outcome", "drawn_student", "run_job"]
 
@@ -64,14 +65,13 @@ def run_job(study: StudyConfig, job: Cell | Reference | TeacherTexts) -> Outcome
     """
     wall, cpu, training, log = time.perf_counter(), time.process_time(), 0.0, list[dict[str, Any]]()
     measures: dict[str, float] = {}
-    if isinstance(job, TeacherTexts):
-        from xtoken.study.teacher_texts import write_teacher_texts
-
-        write_teacher_texts(job, loaded_model(job.model))
-    elif isinstance(job, Reference):
-        measures = _measured_reference(study, job)
-    else:
-        measures, training, log = _trained(study, job)
+    with no_library_bars():
+        if isinstance(job, TeacherTexts):
+            write_teacher_texts(job, loaded_model(job.model))
+        elif isinstance(job, Reference):
+            measures = _measured_reference(study, job)
+        else:
+            measures, training, log = _trained(study, job)
     return Outcome(measures, training, time.perf_counter() - wall, time.process_time() - cpu, _thinned(log))
 
 

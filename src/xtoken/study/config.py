@@ -75,7 +75,9 @@ class PairConfig(_Section):
     models: Annotated[dict[str, str], Field(min_length=1)] = Field(
         description="The pair's teachers, under the names by which methods call them."
     )
-    data: Settings | str = Field(description="The text to train on, as `data` of xtoken train.")
+    data: Settings | str = Field(
+        default={}, description="The text to train on, as `data` of xtoken train, over that of base."
+    )
     set: Settings = Field(default={}, description="Settings of this pair alone, over those of base.")
 
 

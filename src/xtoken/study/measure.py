@@ -6,17 +6,21 @@ a process and kept.
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from xtoken.config import DataConfig
 from xtoken.errors import XTokenError
+from xtoken.evaluation import bits_per_byte
+from xtoken.evaluation.answers import Answer, answer_distributions, answer_kl, exact_answers, read_answers
+from xtoken.evaluation.teacher_kl import teacher_kl
 from xtoken.study.config import TextsConfig
 from xtoken.tokens import Vocabulary
 from xtoken.training.models import LoadedModel, load_model
@@ -75,9 +79,9 @@ def measure(model: Any, vocabulary: Vocabulary, asked: Iterable[str], against: A
     if any(name.startswith("teacher_kl") for name in names):
         found |= _teacher_kl(model, vocabulary, against)
     if "exact_answers" in names:
-        found["exact_answers"] = _exact_answers(model, vocabulary, against)
+        found["exact_answers"] = exact_answers(model, vocabulary, _answers(str(against.answers)))
     if "answer_kl" in names:
-        found |= _answer_kl(model, vocabulary, against)
+        found["answer_kl"] = _answer_kl(model, vocabulary, against)
     wrong = [name for name in found if name in names and not math.isfinite(found[name])]
     if wrong:
         raise XTokenError(f"{wrong[0]} is {found[wrong[0]]}, so the student is no use: it diverged")
@@ -98,63 +102,32 @@ def _held_out(against: Against) -> tuple[str, ...]:
 
 
 def _bits_per_byte(model: Any, vocabulary: Vocabulary, against: Against) -> dict[str, float]:
-    from xtoken.evaluation import bits_per_byte
-
     found = bits_per_byte(model, vocabulary, _held_out(against), batch_size=against.batch_size)
     by_class = {"numerals": found.classes.get("numerals"), "words": found.classes.get("alphabetic")}
     scored = {f"bits_per_byte/{name}": s.bits_per_byte for name, s in by_class.items() if s is not None and s.bytes}
     return {"bits_per_byte": found.bits_per_byte, **scored}
 
 
-def _module(name: str) -> Any | None:
-    """A module of `xtoken.evaluation`; None where it is not there yet."""
-    try:
-        return importlib.import_module(f"xtoken.evaluation.{name}")
-    except ModuleNotFoundError:
-        return None
-
-
 def _teacher_kl(model: Any, vocabulary: Vocabulary, against: Against) -> dict[str, float]:
-    module = _module("teacher_kl")
-    if module is None:
-        return {}
-    assert against.teacher is not None, "the study was checked"
-    teacher = loaded_model(against.teacher)
-    found = module.teacher_kl(
+    teacher = loaded_model(str(against.teacher))
+    found = teacher_kl(
         model, vocabulary, teacher.model, teacher.vocabulary, _held_out(against), batch_size=against.batch_size
     )
-    numerals = found.classes.get("numerals")
-    return {"teacher_kl": found.total} | ({} if numerals is None else {"teacher_kl/numerals": numerals})
+    return {"teacher_kl": found.total} | {f"teacher_kl/{name}": value for name, value in found.classes.items()}
 
 
 @lru_cache(maxsize=4)
-def _answers(path: str) -> Sequence[Any]:
-    module = _module("answers")
-    if module is not None:
-        return tuple(module.read_answers(path))
-    import json
-    from pathlib import Path
-
-    from xtoken.demo.problems import Problem
-
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return tuple(Problem(row["prompt"], row["prompt"] + row["answer"] + ".", row["answer"]) for row in rows)
+def _answers(path: str) -> tuple[Answer, ...]:
+    return tuple(read_answers(path))
 
 
-def _exact_answers(model: Any, vocabulary: Vocabulary, against: Against) -> float:
-    module = _module("answers") or importlib.import_module("xtoken.demo.accuracy")
-    return float(module.exact_answers(model, vocabulary, _answers(str(against.answers))))
-
-
-def _answer_kl(model: Any, vocabulary: Vocabulary, against: Against) -> dict[str, float]:
-    module = _module("answers")
-    if module is None:
-        return {}
-    known = _teachers_answers(str(against.teacher), str(against.answers))
-    return {"answer_kl": float(module.answer_kl(model, vocabulary, known))}
+def _answer_kl(model: Any, vocabulary: Vocabulary, against: Against) -> float:
+    path = str(against.answers)
+    prompts = [each.prompt for each in _answers(path)]
+    return answer_kl(_teachers_answers(str(against.teacher), path), answer_distributions(model, vocabulary, prompts))
 
 
 @lru_cache(maxsize=4)
-def _teachers_answers(teacher: str, answers: str) -> Any:
-    loaded, module = loaded_model(teacher), importlib.import_module("xtoken.evaluation.answers")
-    return module.answer_distributions(loaded.model, loaded.vocabulary, _answers(answers))
+def _teachers_answers(teacher: str, path: str) -> NDArray[np.float64]:
+    loaded = loaded_model(teacher)
+    return answer_distributions(loaded.model, loaded.vocabulary, [each.prompt for each in _answers(path)])

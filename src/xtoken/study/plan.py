@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ class Plan:
         found = [self._settings(*row, value, 0)[1] for row in self._rows()]
         return list({texts.key: texts for texts in found if texts is not None}.values())
 
-    @property
+    @cached_property
     def sweep(self) -> list[Cell]:
         """The cells by which each method's value is chosen; none without a sweep."""
         sweep = self.study.sweep

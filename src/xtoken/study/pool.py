@@ -31,6 +31,7 @@ __all__ = ["Failure", "Pool", "default_jobs"]
 Shared = TypeVar("Shared")
 Job = TypeVar("Job")
 
+_FAREWELL = 5.0  # seconds for an idle process to end
 _GOODBYE = 1.0  # seconds for a process whose pipe is closed to be gone, so that its exit code can be told
 
 
@@ -167,11 +168,15 @@ class _Crew:
 
     def end(self) -> None:
         """Leaves no process."""
-        everyone = [*self.idle, *((process, pipe) for pipe, (process, _) in self.busy.items())]
-        for process, pipe in everyone:
+        for _, pipe in self.idle:
+            pipe.close()  # it ends by itself, and leaves nothing behind
+        for process, _ in self.idle:
+            process.join(_FAREWELL)
+        for pipe, (process, _) in self.busy.items():
             pipe.close()
             process.kill()
-        for process, _ in everyone:
+        for process, _ in [*self.idle, *self.busy.values()]:
+            process.kill()
             process.join()
 
 
@@ -183,7 +188,9 @@ def _serve(pipe: Connection, start: _Start[Any]) -> None:
     if start.log is not None:
         _write_errors_to(start.log)
     import torch
+    from tqdm import tqdm
 
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which a process that is killed leaves
     torch.set_num_threads(1)  # a process a core: more threads would only get into each other's way
     tempfile.tempdir = start.scratch
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # whoever asked has left

@@ -77,7 +77,7 @@ class Folder:
         }
         file = self._file(cell)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_whole(file, _by_key(record))
         return record
 
     def _file(self, cell: Cell) -> Path:
@@ -91,7 +91,7 @@ class Folder:
         """Writes down what a model of a pair measures."""
         found = self.references()
         of_pair = found.setdefault(reference.pair, {})
-        row = {"key": reference.key, "measures": dict(measures)}
+        row = {**measures, "key": reference.key}
         if reference.name is None:
             of_pair["student"] = row
         else:
@@ -303,6 +303,20 @@ def _about(comparisons: int, claims: int) -> dict[str, Any]:
             f"{comparisons} would be called better or worse by chance."
         ),
     }
+
+
+def _by_key(record: Record) -> str:
+    """JSON with a line for each key, and for each line of the log, which is most of it."""
+    log = ",\n".join(json.dumps({name: _rounded(value) for name, value in line.items()}) for line in record["log"])
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in record.items() if key != "log"
+    ]
+    return "{\n" + ",\n".join(lines) + f',\n"log": [\n{log}\n]' + "}\n"
+
+
+def _rounded(value: Any) -> Any:
+    """To what a curve shows of it."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _finite(value: Any) -> Any:
