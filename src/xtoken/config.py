@@ -29,6 +29,7 @@ __all__ = [
     "RunConfig",
     "StudentConfig",
     "TeacherConfig",
+    "explained",
     "flat",
     "flat_settings",
     "load_config",
@@ -529,8 +530,17 @@ def parse_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in _in_order(error.errors()))
-        raise XTokenError(f"{where}: cannot be used as it stands\n{problems}") from None
+        raise XTokenError(f"{where}: cannot be used as it stands\n{explained(error, RunConfig)}") from None
+
+
+def explained(error: ValidationError, root: type[BaseModel]) -> str:
+    """What is wrong with settings, one line a mistake, each with the key and the nearest known one.
+
+    Args:
+        error: what pydantic says.
+        root: the model it was asked to make.
+    """
+    return "\n".join(f"  {_explain(problem, root)}" for problem in _in_order(error.errors(), root))
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -563,11 +573,11 @@ def _settings_of(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, A
 
 
 def _inner(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The section that an annotation holds, if any, and whether it holds a list of them."""
+    """The section that an annotation holds, if any, and whether it holds several: a list, or each under a name."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
-    if get_origin(annotation) is list:
-        return _inner(get_args(annotation)[0])[0], True
+    if get_origin(annotation) in (list, dict):
+        return _inner(get_args(annotation)[-1])[0], True
     if type(None) in get_args(annotation):  # a section that may be left out
         others = [option for option in get_args(annotation) if option is not type(None)]
         return _inner(others[0]) if len(others) == 1 else (None, False)
@@ -630,55 +640,60 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else f"a {type(value).__name__} ({value!r})"
 
 
-def _in_order(problems: Sequence[Any]) -> list[Any]:
+def _in_order(problems: Sequence[Any], root: type[BaseModel]) -> list[Any]:
     """Where both branches of a union refuse a value, that of the value's own kind first: a word or a number."""
-    places = [_path(problem["loc"]) for problem in problems]
+    places = [_path(problem["loc"], root) for problem in problems]
 
     def place_and_kind(problem: Any) -> tuple[int, bool]:
         wants_a_word = problem["type"] == "literal_error"
-        return places.index(_path(problem["loc"])), wants_a_word != isinstance(problem.get("input"), str)
+        return places.index(_path(problem["loc"], root)), wants_a_word != isinstance(problem.get("input"), str)
 
     return sorted(problems, key=place_and_kind)
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, root: type[BaseModel]) -> str:
     """One line for one of pydantic's errors."""
-    loc = _path(problem["loc"])
+    loc = _path(problem["loc"], root)
     given = problem.get("input")
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(loc[:-1])
+        known = _keys_at(loc[:-1], root)
         return f"unknown key {'.'.join(loc)}{_nearest(loc[-1], known)}; there are {', '.join(known)}"
     if problem["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         return f"{'.'.join(loc)} is {given!r}{_nearest(str(given), known)}; expected one of {', '.join(known)}"
     if problem["type"] == "model_type":
-        return f"{'.'.join(loc)} is {given!r}; expected keys such as {', '.join(_keys_at(loc)[:3])}"
+        return f"{'.'.join(loc)} is {given!r}; expected keys such as {', '.join(_keys_at(loc, root)[:3])}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{'.'.join(loc)}: {message}" if loc else message
     return f"{'.'.join(loc)} is {given!r}: {message}"
 
 
-def _path(loc: Sequence[str | int]) -> list[str]:
+def _path(loc: Sequence[str | int], root: type[BaseModel]) -> list[str]:
     """Where the error is, without the branch of a union, which pydantic appends to the key that holds a value."""
-    section: type[BaseModel] | None = RunConfig
-    path = []
+    section: type[BaseModel] | None = root
+    path, is_name = list[str](), False
     for part in loc:
         if section is None and isinstance(part, str):
             break
         path.append(str(part))
-        if section is not None and isinstance(part, str):
-            known = part in section.model_fields
-            section = _inner(section.model_fields[part].annotation)[0] if known else None
+        if is_name:
+            is_name = False
+        elif section is not None and isinstance(part, str):
+            annotation = section.model_fields[part].annotation if part in section.model_fields else None
+            section, is_name = _inner(annotation)[0], get_origin(annotation) is dict
     return path
 
 
-def _keys_at(loc: Sequence[str]) -> list[str]:
+def _keys_at(loc: Sequence[str], root: type[BaseModel]) -> list[str]:
     """The keys that a section has, found by the path to it."""
-    section: type[BaseModel] = RunConfig
+    section, is_name = root, False
     for part in loc:
-        if part in section.model_fields:
-            section = _inner(section.model_fields[part].annotation)[0] or section
+        if is_name:
+            is_name = False
+        elif part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            section, is_name = _inner(annotation)[0] or section, get_origin(annotation) is dict
     return list(section.model_fields)
 
 

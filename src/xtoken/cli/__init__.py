@@ -15,6 +15,7 @@ from xtoken.cli.project import project_command
 from xtoken.cli.push import push_command
 from xtoken.cli.schema import schema_command
 from xtoken.cli.settings import CommandWithSettings
+from xtoken.cli.study import study_command
 from xtoken.cli.train import train_command
 
 __all__ = ["app", "main"]
@@ -53,6 +54,7 @@ app.command("schema")(schema_command)
 app.command("eval")(eval_command)
 app.command("push")(push_command)
 app.command("demo")(demo_command)
+app.command("study")(study_command)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from xtoken.errors import DivergedError, XTokenError
 __all__ = [
     "EXIT_CODES",
     "EXIT_DIVERGED",
+    "EXIT_INCOMPLETE",
     "EXIT_INTERRUPTED",
     "EXIT_MISTAKE",
     "EXIT_TERMINATED",
@@ -35,13 +36,14 @@ __all__ = [
     "visible",
 ]
 
+EXIT_INCOMPLETE = 1
 EXIT_MISTAKE = 2
 EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 EXIT_TERMINATED = 143  # likewise of SIGTERM
 EXIT_CODES = {
     0: "done",
-    1: "a fault of xtoken's, with a traceback",
+    EXIT_INCOMPLETE: "a fault of xtoken's, with a traceback; or a study some of whose cells failed",
     EXIT_MISTAKE: "a mistake in what was asked",
     EXIT_DIVERGED: "the training diverged: a loss is not finite",
     EXIT_INTERRUPTED: "interrupted (Ctrl-C)",
