@@ -70,10 +70,10 @@ THINGS = (
     "straws", "tacks", "tiles", "wicks",
 )  # fmt: skip
 OPENINGS = (
-    "{person}, a {trade} from {town}, sells {one} by the box of {n}",
-    "{person} is a {trade} in {town} and has {one} in boxes of {n}",
-    "{person} works as a {trade} in {town} and packs {one} into boxes of {n}",
-    "The {trade} {person} of {town} sends {one} in boxes of {n}",
+    "{person}, a {trade} from {town}, sells {one} by the box of ",
+    "{person} is a {trade} in {town} and has {one} in boxes of ",
+    "{person} works as a {trade} in {town} and packs {one} into boxes of ",
+    "The {trade} {person} of {town} sends {one} in boxes of ",
 )
 ENDINGS = (" and {two} by the box of {m}.", " and {two} in boxes of {m}.", ", but {two} go by {m}.")
 NUMBERS = range(10, 1000)
@@ -103,8 +103,9 @@ SEED_OF = {"student": 10, "small": 11, "splitting": 12, "packing": 13}
 
 @dataclass(frozen=True)
 class Document:
-    """A text, its part before the second number, and what that number should be."""
+    """A text, its parts before the first and the second number, and what the second number should be."""
 
+    opening: str
     prompt: str
     text: str
     answer: str
@@ -145,10 +146,10 @@ def documents(
         person, one, two = pick(rng, PEOPLE), pick(rng, THINGS), pick(rng, THINGS)
         trade, town = LIVES[person] if person in known else (pick(rng, TRADES), pick(rng, TOWNS))
         n, m = (number(rng, thing, wrong if knows_boxes else 1.0) for thing in (one, two))
-        opening = pick(rng, OPENINGS).format(person=person, trade=trade, town=town, one=one, n=n)
+        opening = pick(rng, OPENINGS).format(person=person, trade=trade, town=town, one=one)
         before, after = pick(rng, ENDINGS).split("{m}")
-        prompt = opening + before.format(two=two)
-        yield Document(prompt, f"{prompt}{m}{after}", str(BOXES[two]))
+        prompt = f"{opening}{n}{before.format(two=two)}"
+        yield Document(opening, prompt, f"{prompt}{m}{after}", str(BOXES[two]))
 
 
 def number(rng: Random, thing: str, wrong: float) -> int:
@@ -162,11 +163,11 @@ def first(n: int, stream: Iterator[Document]) -> list[Document]:
 
 
 def write_texts(folder: Path) -> None:
-    """train.jsonl, validation.jsonl, held_out.jsonl, and answers.jsonl of the held-out documents."""
+    """train.jsonl, with what a teacher may continue, validation.jsonl, held_out.jsonl, and its answers.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (seed, n) in TEXTS.items():
         found = first(n, documents(seed, WRONG if name == "train" else 0.0))
-        write_lines(folder / f"{name}.jsonl", [{"text": d.text, "prompt": d.prompt} for d in found])
+        write_lines(folder / f"{name}.jsonl", [{"text": d.text, "prompt": d.opening} for d in found])
         if name == "held_out":
             write_lines(folder / "answers.jsonl", [{"prompt": d.prompt, "answer": d.answer} for d in found])
 

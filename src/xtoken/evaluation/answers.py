@@ -125,8 +125,7 @@ def answer_distributions(model: Any, vocabulary: Vocabulary, prompts: Sequence[s
     paths = _Paths(vocabulary)
     found = np.zeros((len(prompts), len(NUMBERS) + 1))
     for rows, ids in _by_length(vocabulary, prompts, model.device):
-        for row, prompt in zip(rows, ids, strict=True):
-            found[row, :-1] = paths.probabilities(model, prompt)
+        found[rows, :-1] = paths.probabilities(model, ids)
     found[:, -1] = np.maximum(0.0, 1.0 - found.sum(axis=1))
     return found
 
@@ -153,41 +152,35 @@ class _Paths:
             len(number) < _DIGITS and longer[number + "0"][: len(path)] == path
             for number, path in zip(NUMBERS, self.of, strict=True)
         ]
-        asked = {path[:n] for path in self.of for n in range(len(path))}
-        asked |= {path for path, is_open in zip(self.of, self.is_open, strict=True) if is_open}
-        self.asked = sorted(asked, key=lambda path: (len(path), path))
+        self.next: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        for path, is_open in zip(self.of, self.is_open, strict=True):
+            for n, token in enumerate(path):
+                self.next[path[:n]].add(token)
+            if is_open:
+                self.next[path] |= set()
         self.digits = torch.tensor([i for i, content in enumerate(vocabulary.tokens) if content[:1].isdigit()])
 
-    def probabilities(self, model: Any, prompt: Tensor) -> Floats:
-        """float64 [len(NUMBERS)], of one prompt's ids [L]."""
-        probs = dict(zip(self.asked, self._asked_probs(model, prompt), strict=True))
-        continues = {path: float(probs[path][self.digits].sum()) for path in self.asked if path}
-        values = []
+    def probabilities(self, model: Any, prompts: Tensor) -> Floats:
+        """float64 [B, len(NUMBERS)], of prompts' ids [B, L]."""
+        steps: dict[tuple[int, ...], Floats] = {}
+        continues: dict[tuple[int, ...], Floats] = {}
+        for path in self.next:
+            probs = self._next_probs(model, prompts, path)
+            steps |= {(*path, token): probs[:, token].numpy() for token in self.next[path]}
+            continues[path] = probs[:, self.digits].sum(dim=1).numpy()
+        found = []
         for path, is_open in zip(self.of, self.is_open, strict=True):
-            value = float(np.prod([float(probs[path[:n]][path[n]]) for n in range(len(path))]))
-            values.append(value * (1 - continues[path]) if is_open else value)
-        return np.array(values)
+            value = np.prod([steps[path[: n + 1]] for n in range(len(path))], axis=0)
+            found.append(value * (1 - continues[path]) if is_open else value)
+        return np.stack(found, axis=1)
 
-    def _asked_probs(self, model: Any, prompt: Tensor) -> list[Tensor]:
-        """float64 [V] on the CPU for each place, in order."""
-        found: list[Tensor] = []
-        for start, stop in _runs_of_one_length(self.asked):
-            paths = torch.tensor(self.asked[start:stop], dtype=torch.int64, device=prompt.device)
-            ids = torch.cat([prompt.expand(stop - start, -1), paths], dim=1)
-            with torch.no_grad():
-                logits = causal_logits(model, ids, torch.ones_like(ids))[:, -1]
-                log_probs = flat_log_probs(logits, self.size, 1.0, "model")
-            found += list(log_probs.double().exp().cpu())
-        return found
-
-
-def _runs_of_one_length(paths: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, int]]:
-    """Stretches of paths, sorted by length, that go through a model together."""
-    start = 0
-    for stop in range(1, len(paths) + 1):
-        if stop == len(paths) or len(paths[stop]) != len(paths[start]) or stop - start == _BATCH:
-            yield start, stop
-            start = stop
+    def _next_probs(self, model: Any, prompts: Tensor, path: tuple[int, ...]) -> Tensor:
+        """float64 [B, V] on the CPU, of what follows a path."""
+        read = torch.tensor(path, dtype=torch.int64, device=prompts.device).expand(len(prompts), -1)
+        ids = torch.cat([prompts, read], dim=1)
+        with torch.no_grad():
+            logits = causal_logits(model, ids, torch.ones_like(ids))[:, -1]
+            return flat_log_probs(logits, self.size, 1.0, "model").double().exp().cpu()
 
 
 def _by_length(
