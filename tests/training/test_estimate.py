@@ -186,6 +186,14 @@ def test_activations_are_held_through_the_teachers_passes_and_the_losses(tmp_pat
     assert phases["backward pass"] > kept + 4 * head
 
 
+@pytest.mark.parametrize("way", [{"loss": "strict"}, {"loss": "alm"}, {"loss": "partition-kl"}, {"merge": "mean"}])
+def test_a_loss_without_a_version_from_hidden_states_holds_logits(tmp_path: Path, way: dict[str, Any]) -> None:
+    teacher = {"model": small(tmp_path, "teacher"), "loss": "p-kl", **way}
+    phases = [f for f in of(tmp_path, teachers=[teacher]).plans[0].phases if f.name == "losses"]
+    assert "3 x 4 bytes x 128 tokens x 1,000" in phases[0].source
+    assert "a loss without a version from hidden states" in phases[0].source
+
+
 def test_types_count_their_bytes(tmp_path: Path) -> None:
     wide, halved = of(tmp_path), of(tmp_path, student={"model": small(tmp_path), "dtype": "bfloat16"})
     for name in ("student, weights", "student, gradients", "student, AdamW's moments"):

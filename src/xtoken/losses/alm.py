@@ -20,8 +20,8 @@ from xtoken.teachers.signal import TeacherSignal, TopKSignal, flat_log_probs
 
 __all__ = ["ALM", "ALM_TEMPERATURE"]
 
-# The authors' own setting. Likelihoods of chunks are mostly near 0, where a coin says little; raised to 1/100 they are
-# near 1, and the loss comes to 1/100 of log P - log Q weighed by how surprising the chunk is.
+# That of the authors' code. Likelihoods of chunks are mostly near 0, where a coin says little; raised to 1/100 they are
+# near 1. With a and b the surprises -log P and -log Q, 100 times the loss nears a log(a / b) - a + b.
 ALM_TEMPERATURE = 100.0
 
 

@@ -141,13 +141,12 @@ class PartitionKL(ChunkLoss):
         super().check(teacher, index)
 
     def takes_part(self, index: ChunkIndex) -> Tensor:
-        index = index.to(self.student_ids.device)
-        n_s, n_t = index.student_starts.diff(), index.teacher_starts.diff()
-        fan_s, fan_t = self._fans("student"), self._fans("teacher")
-        _, size_s = fan_s.find(index.teacher_tokens, index.teacher_starts)
-        _, size_t = fan_t.find(index.student_tokens, index.student_starts)
-        is_cut_once = (n_s == 1) != (n_t == 1)
-        return ~is_cut_once | torch.where(n_s == 1, size_s, size_t).gt(0)
+        named = ("student_tokens", "student_starts", "teacher_tokens", "teacher_starts")
+        tokens_s, starts_s, tokens_t, starts_t = (getattr(index, name).to(self.student_ids.device) for name in named)
+        n_s, n_t = starts_s.diff(), starts_t.diff()
+        _, size_s = self._fans("student").find(tokens_t, starts_t)
+        _, size_t = self._fans("teacher").find(tokens_s, starts_s)
+        return _takes_part(n_s == 1, n_t == 1, torch.where(n_s == 1, size_s, size_t))
 
     def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
         assert not isinstance(teacher, TopKSignal)  # `check` refuses it
@@ -200,11 +199,16 @@ class PartitionKL(ChunkLoss):
         is_s, is_t = (one_s & ~one_t).unsqueeze(1), (one_t & ~one_s).unsqueeze(1)
         return _Events(
             one_s & one_t,
-            (one_s == one_t) | (size > 0),
+            _takes_part(one_s, one_t, size),
             torch.where(is_s, tokens_s, torch.where(is_t, pieces_s, last_s)),
             torch.where(is_s, pieces_t, torch.where(is_t, tokens_t, last_t)),
             slots < size.unsqueeze(1),
         )
+
+
+def _takes_part(one_s: Tensor, one_t: Tensor, candidates: Tensor) -> Tensor:
+    """bool [K]: of the chunks of one token on one side alone, those that have a fan."""
+    return (one_s == one_t) | (candidates > 0)
 
 
 def _side(read: Callable[[Tensor], Tensor], rows: Tensor, tokens: Tensor, starts: Tensor) -> _Side:

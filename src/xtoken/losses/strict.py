@@ -70,11 +70,11 @@ class StrictKL(ChunkLoss):
         return None
 
     def takes_part(self, index: ChunkIndex) -> Tensor:
-        index = index.to(self.partner.device)
+        sides = (index.student_tokens, index.student_starts), (index.teacher_tokens, index.teacher_starts)
+        firsts = (tokens.index_select(0, starts[:-1]).to(self.partner.device) for tokens, starts in sides)
+        first_s, first_t = firsts
         is_single = (index.student_starts.diff() == 1) & (index.teacher_starts.diff() == 1)
-        first_s = index.student_tokens.index_select(0, index.student_starts[:-1])
-        first_t = index.teacher_tokens.index_select(0, index.teacher_starts[:-1])
-        return is_single & (self.partner[first_s] == first_t)
+        return is_single.to(self.partner.device) & (self.partner[first_s] == first_t)
 
     def reference(self, student_logits: Tensor, teacher: TeacherSignal, index: ChunkIndex) -> LossTerm:
         tau = teacher.temperature

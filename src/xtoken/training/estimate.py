@@ -44,7 +44,19 @@ _STEP_BUFFERS = 8
 # What this file counts, or knows to take neither memory nor time worth counting. A setting that is given and not here
 # is reported, so that nobody takes the estimate for one of it.
 _MODEL = ("model", "revision", "dtype")
-_TEACHER = ("name", "loss", "weight", "merge", "temperature", "top_k", "ranks", "context_length")
+_TEACHER = (
+    "name",
+    "loss",
+    "weight",
+    "merge",
+    "temperature",
+    "top_k",
+    "ranks",
+    "context_length",
+    "likelihood_temperature",
+)
+# Those that have no fast version and so need the student's logits, as the merge `mean` does.
+_FROM_LOGITS = ("strict", "alm", "partition-kl")
 _SOURCE = ("files", "dataset", "config", "split", "revision", "text_column", "split_text_by", "max_documents")
 _SCHEDULE = ("learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm", "steps")
 _READING = ("format", "chat_columns", "loss_on", "corpora", "streaming", "shuffle_buffer", "workers")
@@ -449,10 +461,11 @@ def _phases(run: _Run, sharded: bool) -> Iterator[Figure]:
             source += f" + hidden states of others {_gb(before)}"
         yield Figure(f"{teacher.name}'s forward pass", student.kept + before + teacher.bytes.forward, source)
         before += teacher.bytes.hidden
-    buffers, source = _logit_buffers(run) if sharded else _block_buffers(run)
+    from_logits = sharded or any(t.loss in _FROM_LOGITS or t.merge == "mean" for t in run.config.teachers)
+    buffers, source = _logit_buffers(run, sharded) if from_logits else _block_buffers(run)
     signals = f" + teachers' hidden states {_gb(before)}" if before else ""
     yield Figure("losses", student.kept + before + buffers, f"{kept}{signals} + {source}")
-    extra = _logits(run) if sharded else 0
+    extra = _logits(run) if from_logits else 0
     source = f"traced: {kept}, gradients of the head and of the hidden states, a layer's own"
     yield Figure("backward pass", student.backward + extra, source + (f" + logits {_gb(extra)}" if extra else ""))
 
@@ -485,12 +498,13 @@ def _logits(run: _Run) -> float:
     return 4 * (2 + min(2, len(run.teachers))) * run.rows * run.shape.head_rows
 
 
-def _logit_buffers(run: _Run) -> tuple[float, str]:
+def _logit_buffers(run: _Run, sharded: bool) -> tuple[float, str]:
     found = _logits(run)
+    why = "sharded weights have no head to walk" if sharded else "a loss without a version from hidden states"
     parts = 2 + len(run.teachers)
     return found, (
         f"{parts} x 4 bytes x {run.rows:,} tokens x {run.shape.head_rows:,} {_gb(found)}: logits, and the gradients of "
-        "cross-entropy and of each teacher (sharded weights have no head to walk)"
+        f"cross-entropy and of each teacher ({why})"
     )
 
 
