@@ -124,7 +124,7 @@ def test_no_two_modules_import_each_other() -> None:
     assert not graph
 
 
-@pytest.mark.parametrize("edge", ["cli", "training", "evaluation", "demo"])
+@pytest.mark.parametrize("edge", ["cli", "training", "evaluation", "demo", "study"])
 def test_nothing_inside_imports_an_edge(edge: str) -> None:
     for module, path in MODULES.items():
         if part_of(module) in ALLOWED:

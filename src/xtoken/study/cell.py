@@ -19,13 +19,15 @@ import torch
 from xtoken.config import TeacherConfig
 from xtoken.errors import DivergedError, XTokenError
 from xtoken.study.config import StudyConfig
-from xtoken.study.measure import Against, loaded_model, measure, vocabulary_of
-from xtoken.study.plan import Cell, Reference, TeacherTexts, needs_weights
+from xtoken.study.measure import Against, keep_beliefs, loaded_model, measure, vocabulary_of
+from xtoken.study.plan import Cell, Reference, TeacherAnswers, TeacherTexts, needs_weights
 from xtoken.study.teacher_texts import write_teacher_texts
 from xtoken.training import LoadedModel, distil
 from xtoken.training.models import no_library_bars, tokenizer_files
 
-__all__ = ["Outcome", "drawn_student", "run_job"]
+__all__ = ["Job", "Outcome", "drawn_student", "run_job"]
+
+Job = Cell | Reference | TeacherAnswers | TeacherTexts
 
 # How a teacher is loaded is left to `distil` where its settings say anything about that.
 _LOADING = ("revision", "trust_remote_code", "attention", "dtype", "quantization", "device_map", "chat_template")
@@ -52,7 +54,7 @@ class Outcome:
     log: list[dict[str, Any]]
 
 
-def run_job(study: StudyConfig, job: Cell | Reference | TeacherTexts) -> Outcome:
+def run_job(study: StudyConfig, job: Job) -> Outcome:
     """Does what a plan asks for.
 
     Args:
@@ -68,6 +70,9 @@ def run_job(study: StudyConfig, job: Cell | Reference | TeacherTexts) -> Outcome
     with no_library_bars():
         if isinstance(job, TeacherTexts):
             write_teacher_texts(job, loaded_model(job.model))
+        elif isinstance(job, TeacherAnswers):
+            teacher = loaded_model(job.model)
+            keep_beliefs(teacher.model, teacher.vocabulary, job.answers, Path(job.file))
         elif isinstance(job, Reference):
             measures = _measured_reference(study, job)
         else:
@@ -86,7 +91,7 @@ def _trained(study: StudyConfig, cell: Cell) -> tuple[dict[str, float], float, l
     if result.interrupted:
         raise KeyboardInterrupt if result.stop_signal == signal.SIGINT else SystemExit(_TERMINATED)
     model, folder = result.student, study.pairs[cell.pair].student
-    found = measure(model, vocabulary_of(folder), cell.measures, _against(study, cell.pair, cell.stage))
+    found = measure(model, vocabulary_of(folder), cell.measures, _against(study, cell, cell.stage))
     seconds, log = result.seconds, result.log
     del result, model
     _let_go()
@@ -121,7 +126,7 @@ def drawn_student(folder: str, seed: int) -> LoadedModel:
 
 
 def _measured_reference(study: StudyConfig, reference: Reference) -> dict[str, float]:
-    against = _against(study, reference.pair, "main")
+    against = _against(study, reference, "main")
     if needs_weights(reference.model):
         loaded = drawn_student(reference.model, reference.seed)
         loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -130,11 +135,12 @@ def _measured_reference(study: StudyConfig, reference: Reference) -> dict[str, f
     return measure(loaded.model, loaded.vocabulary, reference.measures, against)
 
 
-def _against(study: StudyConfig, pair: str, stage: str) -> Against:
-    asked, models = study.measures, study.pairs[pair].models
+def _against(study: StudyConfig, job: Cell | Reference, stage: str) -> Against:
+    asked, models = study.measures, study.pairs[job.pair].models
     texts = asked.validation if stage == "sweep" else asked.held_out
     teacher = None if asked.teacher is None else models[asked.teacher]
-    return Against(texts, asked.answers, teacher, asked.batch_size)
+    believed = None if job.answers is None else job.answers.file
+    return Against(texts, asked.answers, teacher, believed, asked.batch_size)
 
 
 def _thinned(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

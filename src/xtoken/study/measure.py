@@ -10,22 +10,29 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
 
 from xtoken.config import DataConfig
 from xtoken.errors import XTokenError
 from xtoken.evaluation import bits_per_byte
 from xtoken.evaluation.answers import Answer, answer_distributions, answer_kl, exact_answers, read_answers
 from xtoken.evaluation.teacher_kl import teacher_kl
+from xtoken.files import write_whole
 from xtoken.study.config import TextsConfig
 from xtoken.tokens import Vocabulary
 from xtoken.training.models import LoadedModel, load_model
 
-__all__ = ["Against", "loaded_model", "measure", "vocabulary_of"]
+__all__ = ["Against", "keep_beliefs", "loaded_model", "measure", "vocabulary_of"]
+
+Floats = NDArray[np.float64]
+
+_BELIEFS = "probabilities"
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,14 @@ class Against:
         texts: held-out text; None for none.
         answers: the path of prompts and answers; None for none.
         teacher: the folder or id of whom KL is measured to; None for none.
+        teacher_answers: the file of what it believes of the answers; None for none.
         batch_size: documents in a forward pass.
     """
 
     texts: TextsConfig | None
     answers: str | None
     teacher: str | None
+    teacher_answers: str | None
     batch_size: int
 
 
@@ -122,12 +131,32 @@ def _answers(path: str) -> tuple[Answer, ...]:
 
 
 def _answer_kl(model: Any, vocabulary: Vocabulary, against: Against) -> float:
-    path = str(against.answers)
-    prompts = [each.prompt for each in _answers(path)]
-    return answer_kl(_teachers_answers(str(against.teacher), path), answer_distributions(model, vocabulary, prompts))
+    teacher = _believed(str(against.teacher_answers))
+    return answer_kl(teacher, _beliefs(model, vocabulary, str(against.answers)))
+
+
+def _beliefs(model: Any, vocabulary: Vocabulary, path: str) -> Floats:
+    return answer_distributions(model, vocabulary, [each.prompt for each in _answers(path)])
+
+
+def keep_beliefs(model: Any, vocabulary: Vocabulary, answers: str, file: Path) -> None:
+    """Writes down what a teacher believes of the answers, for every student to be compared with.
+
+    Args:
+        model: the teacher.
+        vocabulary: its tokenizer.
+        answers: the path of prompts and answers.
+        file: safetensors; left alone where it is there.
+    """
+    if not file.is_file():
+        content = save({_BELIEFS: _beliefs(model, vocabulary, answers)})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, content)
 
 
 @lru_cache(maxsize=4)
-def _teachers_answers(teacher: str, path: str) -> NDArray[np.float64]:
-    loaded = loaded_model(teacher)
-    return answer_distributions(loaded.model, loaded.vocabulary, [each.prompt for each in _answers(path)])
+def _believed(file: str) -> Floats:
+    try:
+        return cast(Floats, load_file(file)[_BELIEFS])
+    except FileNotFoundError:
+        raise XTokenError("the teacher was not asked for its answers; see what failed before") from None

@@ -21,12 +21,12 @@ from xtoken.errors import XTokenError
 from xtoken.study.config import MethodConfig, StudyConfig, TeacherTextConfig, VariantConfig, check_known
 from xtoken.study.prints import Prints, hashed
 
-__all__ = ["Cell", "Plan", "Reference", "TeacherTexts", "merged", "needs_weights"]
+__all__ = ["Cell", "Plan", "Reference", "TeacherAnswers", "TeacherTexts", "merged", "needs_weights"]
 
 Settings = dict[str, Any]
 # Changing what a cell measures or how it is trained by the same settings makes old cells another thing.
 _FORMAT = "xtoken-study-1"
-TEXTS_FOLDER = "teacher-texts"
+TEXTS_FOLDER, ANSWERS_FOLDER = "teacher-texts", "teacher-answers"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,25 @@ class TeacherTexts:
 
 
 @dataclass(frozen=True)
+class TeacherAnswers:
+    """What a teacher believes of the answers, which every student of the pair is compared with.
+
+    Attributes:
+        key: of everything that decides it.
+        pair: for which pair.
+        model: the teacher's folder or id.
+        answers: the path of prompts and answers.
+        file: where it goes.
+    """
+
+    key: str
+    pair: str
+    model: str
+    answers: str
+    file: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """One training, and what is measured of its student.
 
@@ -63,6 +82,7 @@ class Cell:
         measures: what is measured.
         swept: the value of the setting that the study sweeps; None without a sweep.
         texts: what a teacher has to write first.
+        answers: what the teacher believes of the answers; None where that is not measured.
     """
 
     pair: str
@@ -76,6 +96,7 @@ class Cell:
     measures: tuple[str, ...]
     swept: Any = None
     texts: TeacherTexts | None = None
+    answers: TeacherAnswers | None = None
 
     @property
     def full_name(self) -> str:
@@ -99,6 +120,7 @@ class Reference:
         seed: that an untrained student is drawn from.
         measures: what is measured.
         key: of everything that decides them.
+        answers: as for `Cell`.
     """
 
     pair: str
@@ -107,6 +129,7 @@ class Reference:
     seed: int
     measures: tuple[str, ...]
     key: str
+    answers: TeacherAnswers | None = None
 
 
 class Plan:
@@ -119,6 +142,7 @@ class Plan:
 
     def __init__(self, study: StudyConfig, out: Path) -> None:
         self.study, self.out, self._prints = study, out, Prints()
+        _check_models(study)
         for pair, method, variant in self._rows():
             self._check(pair, method, variant)
 
@@ -147,6 +171,21 @@ class Plan:
         value = None if self.study.sweep is None else self.study.sweep.values[0]
         found = [self._settings(*row, value, 0)[1] for row in self._rows()]
         return list({texts.key: texts for texts in found if texts is not None}.values())
+
+    @property
+    def answers(self) -> list[TeacherAnswers]:
+        """What teachers believe of the answers, asked before any student is; one a pair, or none."""
+        found = [self._answers(pair, self.study.measures.names) for pair in self.study.pairs]
+        return [answers for answers in found if answers is not None]
+
+    def _answers(self, pair: str, measures: tuple[str, ...]) -> TeacherAnswers | None:
+        asked = self.study.measures
+        if "answer_kl" not in measures or asked.teacher is None or asked.answers is None:
+            return None
+        model = self.study.pairs[pair].models[asked.teacher]
+        key = hashed([_FORMAT, self._prints.model(model), self._prints.file(asked.answers)])
+        file = self.out / ANSWERS_FOLDER / f"{key}.safetensors"
+        return TeacherAnswers(key, pair, model, asked.answers, str(file))
 
     @cached_property
     def sweep(self) -> list[Cell]:
@@ -221,7 +260,7 @@ class Plan:
             self._measured(pair, "main"),
             list(measures),
         ]
-        return Reference(pair, name, model, seed, measures, hashed(made_of))
+        return Reference(pair, name, model, seed, measures, hashed(made_of), self._answers(pair, measures))
 
     def _cell(self, pair: str, method: str, variant: VariantConfig | None, stage: str, seed: int, value: Any) -> Cell:
         settings, texts = self._settings(pair, method, variant, value, seed)
@@ -238,8 +277,8 @@ class Plan:
             "measured": [self._measured(pair, stage), list(measures)],
         }
         name = None if variant is None else variant.name
-        rate = config.optim.learning_rate
-        return Cell(pair, method, name, stage, seed, settings, rate, hashed(made_of), measures, value, texts)
+        rate, answers = config.optim.learning_rate, self._answers(pair, measures)
+        return Cell(pair, method, name, stage, seed, settings, rate, hashed(made_of), measures, value, texts, answers)
 
     def _without_places(self, settings: Settings) -> Any:
         """What settings say beside where files lie; what is in those is hashed apart."""
@@ -327,6 +366,20 @@ def needs_weights(model: str) -> bool:
     folder = Path(model).expanduser()
     has_weights = any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
     return (folder / "config.json").is_file() and not has_weights
+
+
+def _check_models(study: StudyConfig) -> None:
+    """Raises for a model that is not there; what is no folder may be a hub id, which loading tells."""
+    for pair, at in study.pairs.items():
+        for name, model in {"student": at.student, **{f"models.{name}": m for name, m in at.models.items()}}.items():
+            folder, where = Path(model).expanduser(), f"pairs.{pair}.{name}"
+            if not folder.exists() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+                raise XTokenError(f"{where}: there is no model folder {model}")
+            is_model = any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
+            if folder.exists() and not is_model:
+                raise XTokenError(f"{where}: {model} is no model folder: it has no config.json")
+            if name != "student" and needs_weights(model):
+                raise XTokenError(f"{where}: {model} has no weights; the student alone may go without")
 
 
 def _full_name(method: str, variant: str | None) -> str:

@@ -18,10 +18,10 @@ from rich.console import Console
 
 from xtoken.config import TeacherConfig
 from xtoken.errors import XTokenError
-from xtoken.study.cell import Outcome, run_job
+from xtoken.study.cell import Job, Outcome, run_job
 from xtoken.study.config import StudyConfig, quickened
 from xtoken.study.machine import machine
-from xtoken.study.plan import Cell, Plan, Reference, TeacherTexts
+from xtoken.study.plan import Cell, Plan, Reference, TeacherAnswers, TeacherTexts
 from xtoken.study.pool import Failure, Pool, default_jobs
 from xtoken.study.progress import StudyProgress
 from xtoken.study.questions import Answer, Audit
@@ -80,7 +80,7 @@ def run_study(
     out = out or default_folder(study, quick=quick)
     asked = quickened(study) if quick else study
     plan = Plan(asked, out)
-    check_losses(plan)
+    check_ahead(plan)
     folder = Folder(out)
     folder.write_study(study)
     run = _Run(plan, folder, jobs or default_jobs(), console or Console(stderr=True, highlight=False), quick=quick)
@@ -97,7 +97,7 @@ def describe(study: StudyConfig, out: Path | None = None, *, quick: bool = False
     """
     out = out or default_folder(study, quick=quick)
     plan = Plan(quickened(study) if quick else study, out)
-    check_losses(plan)
+    check_ahead(plan)
     stages: dict[str, dict[str, int]] = {}
     sweep = plan.sweep
     records = [_finished(out, cell) for cell in sweep]
@@ -125,16 +125,20 @@ def _finished(out: Path, cell: Cell) -> Record | None:
     return record if record is not None and record["status"] == DONE else None
 
 
-def check_losses(plan: Plan) -> None:
-    """Makes every loss of a plan once, which finds what a loss has no use for and keeps each W for the cells.
+def check_ahead(plan: Plan) -> None:
+    """Reads the answers and makes every loss of a plan once, which finds mistakes and keeps each W for the cells.
 
     Raises:
-        XTokenError: a setting without effect on a loss; a tokenizer that cannot be read; naming the method.
+        XTokenError: answers that cannot be read; naming the method, a setting without effect on a loss, or a tokenizer
+            that cannot be read.
     """
+    from xtoken.evaluation.answers import read_answers
     from xtoken.study.measure import vocabulary_of
     from xtoken.training.objectives import make_objective
     from xtoken.training.run import cache_folder
 
+    if plan.study.measures.answers is not None:
+        read_answers(plan.study.measures.answers)
     seen = set()
     for where, student, teachers in plan.teachers():
         for teacher in teachers:
@@ -164,23 +168,25 @@ class _Run:
 
     def go(self) -> StudyResult:
         sweep = self.plan.sweep
-        aside: list[TeacherTexts | Reference] = [t for t in self.plan.texts if not Path(t.file).is_file()]
-        aside += [reference for reference in self.plan.references if not self.folder.has_reference(reference)]
+        written: list[TeacherAnswers | TeacherTexts] = [*self.plan.answers, *self.plan.texts]
+        first = [job for job in written if not Path(job.file).is_file()]
+        references = [one for one in self.plan.references if not self.folder.has_reference(one)]
         self.audit()
-        total = len(aside) + len(sweep) + self.plan.main_count
+        aside = len(first) + len(references)
+        total = aside + len(sweep) + self.plan.main_count
         left = self.look(sweep)
         if not left:
             self.look(self.plan.main(self.choices()))
         done = len(self.records)
-        self.to_come = total - len(aside) - done
+        self.to_come = total - aside - done
         log = self.folder.path / "workers.log"
         with (
             StudyProgress(self.console, total, done) as progress,
             Pool(run_job, self.study, self.jobs, log) as pool,
         ):
             try:
-                self.work(pool, aside, progress)
-                self.work(pool, left, progress)
+                self.work(pool, first, progress)
+                self.work(pool, [*references, *left], progress)
                 main = self.plan.main(self.choices())
                 self.work(pool, self.look(main), progress)
             finally:
@@ -213,7 +219,7 @@ class _Run:
                 left.append(cell)
         return left
 
-    def work(self, pool: Pool[StudyConfig], jobs: Sequence[Any], progress: StudyProgress) -> None:
+    def work(self, pool: Pool[StudyConfig], jobs: Sequence[Job], progress: StudyProgress) -> None:
         for job, outcome in pool.outcomes(jobs):
             name = _name(job)
             if isinstance(job, Cell):
@@ -271,9 +277,11 @@ class _Run:
             self.failed.append(failure)
 
 
-def _name(job: Cell | Reference | TeacherTexts) -> str:
+def _name(job: Job) -> str:
     if isinstance(job, TeacherTexts):
         return f"{job.pair}, text written by {job.how.model}"
+    if isinstance(job, TeacherAnswers):
+        return f"{job.pair}, what its teacher believes of the answers"
     if isinstance(job, Reference):
         return f"{job.pair}, measuring {job.name or 'the student before training'}"
     swept = f", {job.swept}" if job.stage == "sweep" else ""
