@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from benchmarks.paper import TASKS
 from datasets.exceptions import DatasetNotFoundError
 from tokenizers import Tokenizer, processors
 
@@ -23,14 +25,17 @@ from xtoken.evaluation.tasks import evaluate_tasks, load_tasks
 from xtoken.tokens import Vocabulary
 from xtoken.training import LoadedModel
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 STOP, NEW_TOKENS = ".", 8
 
 
 @pytest.fixture(autouse=True)
-def _hermetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepared documents stay in the test's own folder, and lm-eval's 14,000 tasks are not indexed each time."""
+def _hermetic(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared documents stay in the test's own folder, and lm-eval's 14,000 tasks are indexed for slow tests alone."""
     import lm_eval.tasks
 
+    if request.node.get_closest_marker("slow"):
+        return
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     manager = partial(lm_eval.tasks.TaskManager, include_defaults=False)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
@@ -293,3 +298,20 @@ def test_the_working_directory_is_as_before(folder: Path) -> None:
     load_tasks(["choose"], include=folder)
     assert Path.cwd() == before
     assert json.loads((folder / "choose.jsonl").read_text().splitlines()[0]) == choices()[0]
+
+
+def test_the_task_file_in_the_documentation_is_one(loaded: LoadedModel, tmp_path: Path) -> None:
+    (task,) = (block for block in re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL) if "sums" in block)
+    (row,) = re.findall(r"# (\{.*\})", task)
+    (tmp_path / "sums.yaml").write_text(task)
+    (tmp_path / "sums.jsonl").write_text(f"{row}\n{row}\n")
+    (result,) = evaluate_tasks(loaded.model, loaded.vocabulary, load_tasks(["sums"], include=tmp_path))
+    assert (result.documents, [metric.name for metric in result.metrics]) == (2, ["acc"])
+
+
+@pytest.mark.slow
+def test_the_papers_tasks_are_lm_evals(tmp_path: Path) -> None:
+    names = [column.task for column in TASKS]
+    assert set(names) <= set(module._manager(None).all_tasks)
+    with pytest.raises(XTokenError, match=r"no task 'gsm8' \(did you mean '.*gsm8k'.* in lm-eval; list them"):
+        load_tasks(["gsm8"])

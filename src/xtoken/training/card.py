@@ -119,7 +119,7 @@ def with_tasks(card: str, results: Sequence[TaskResult]) -> str:
     text = re.sub(f"\n{re.escape(_TASKS)}.*?{re.escape(_TASKS_END)}\n", "", card, flags=re.DOTALL)
     section = f"\n{_TASKS}\n{_task_section(results)}\n{_TASKS_END}\n"
     before, heading, after = text.partition(_AFTER_TASKS)
-    made = ModelCard(f"{before}{section}{heading}{after}" if heading else f"{text}{section}", ignore_metadata_errors=True)
+    made = ModelCard(f"{before}{section}{heading}{after}", ignore_metadata_errors=True)
     title = re.search(r"^# (.*)$", made.text, re.MULTILINE)
     name = re.sub(r"\\(.)", r"\1", title[1]) if title else "student"
     made.data["model_name"], made.data["eval_results"] = name, list(_index(results))
