@@ -159,6 +159,20 @@ def test_every_shipped_config_loads(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "teachers"),
     [
+        ("llama-3.2-1b-alone", []),
+        ("llama-3.2-1b-from-llama-3.2-3b", [("meta-llama/Llama-3.2-3B", "same", 1.0)]),
+        (
+            "llama-3.2-1b-from-phi-and-qwen",
+            [("microsoft/Phi-4-mini-instruct", "h-kl", 1.0), ("Qwen/Qwen3-4B", "p-kl", 1.0)],
+        ),
+        (
+            "llama-3.2-1b-from-three-teachers",
+            [
+                ("microsoft/Phi-4-mini-instruct", "h-kl", 1.0),
+                ("meta-llama/Llama-3.2-3B", "same", 1.0),
+                ("Qwen/Qwen3-4B", "p-kl", 1.0),
+            ],
+        ),
         ("llama-3.2-1b-from-qwen3-4b", [("Qwen/Qwen3-4B", "p-kl", 1.0)]),
         ("llama-3.2-1b-from-phi-4-mini", [("microsoft/Phi-4-mini-instruct", "h-kl", 1.0)]),
         (

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from xtoken.errors import XTokenError
 from xtoken.tokens.families import (
@@ -238,6 +238,18 @@ class Vocabulary:
     def added_tokens(self) -> tuple[dict[str, Any], ...]:
         """The tokens added to the model's vocabulary, special and not, as `tokenizer.json` describes them."""
         return tuple(self._spec.get("added_tokens") or ())
+
+    def to_tokenizer(self) -> Any:
+        """A `tokenizers.Tokenizer` for other libraries: it puts `prefix_ids` in front of a text, and nothing behind.
+
+        Unlike `encode`, it reads a special token out of a text that spells one, as such libraries expect.
+        """
+        tokenizer = Tokenizer.from_str(self._json)
+        if self.prefix_ids:
+            names = [f"prefix{n}" for n in range(len(self.prefix_ids))]  # of the template's own
+            specials = list(zip(names, self.prefix_ids, strict=True))
+            tokenizer.post_processor = processors.TemplateProcessing(single=[*names, "$A"], special_tokens=specials)
+        return tokenizer
 
     def reader(self, *, is_inner: bool, unread: Collection[str] = ()) -> Vocabulary:
         """The same tokenizer for parts of a text, with the same ids; this one where it would read them alike.

@@ -1,6 +1,7 @@
 """The model card: what a student was made from and how it came out, as the README.md of its folder.
 
-Type: `model_card`, a finished run in, Markdown with Hugging Face's metadata in front out. Laws: every figure is the
+Type: `model_card`, a finished run in, Markdown with Hugging Face's metadata in front out. `with_tasks` adds what the
+student scored in tasks, and is the same done once or twice. Laws: every figure is the
 run's own; whatever a name holds is shown as it is and never read as Markdown, HTML or YAML; of a local path only the
 last part is shown, since a card is there to be published.
 """
@@ -8,26 +9,31 @@ last part is shown, since a card is there to be published.
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from xtoken.config import RunConfig
+from xtoken.evaluation.task_results import TaskResult
 from xtoken.files import write_whole
 
 if TYPE_CHECKING:
     from xtoken.training.run import RunResult
 
-__all__ = ["CARD_FILE", "is_own_card", "model_card", "write_card"]
+__all__ = ["CARD_FILE", "is_own_card", "model_card", "with_tasks", "write_card"]
 
 log = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 # By this a card is known for ours, and replaced; without it, it is somebody's own text.
 _MARK = "<!-- Written by xtoken, and replaced when the run goes on. Take this line out to keep your own changes. -->"
+# What `xtoken eval` wrote stands between these, to be found and replaced.
+_TASKS, _TASKS_END = "<!-- xtoken eval: tasks -->", "<!-- xtoken eval: end of tasks -->"
+_AFTER_TASKS = "\n## How it was made\n"
 # What stands for a model or a text that was handed over in memory.
 _IN_MEMORY = "passed in memory"
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&$])")
@@ -100,6 +106,66 @@ def model_card(config: RunConfig, result: RunResult, versions: Mapping[str, str]
         _citation(result, versions),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def with_tasks(card: str, results: Sequence[TaskResult]) -> str:
+    """A card with what its model scored in tasks, in place of what stood there of them.
+
+    Args:
+        card: one of `model_card`.
+        results: of each task, once.
+
+    Returns:
+        The card with a section of its own for them, and with Hugging Face's `model-index` in its metadata.
+    """
+    from huggingface_hub import ModelCard
+
+    text = re.sub(f"\n{re.escape(_TASKS)}.*?{re.escape(_TASKS_END)}\n", "", card, flags=re.DOTALL)
+    section = f"\n{_TASKS}\n{_task_section(results)}\n{_TASKS_END}\n"
+    before, heading, after = text.partition(_AFTER_TASKS)
+    made = ModelCard(f"{before}{section}{heading}{after}", ignore_metadata_errors=True)
+    title = re.search(r"^# (.*)$", made.text, re.MULTILINE)
+    name = re.sub(r"\\(.)", r"\1", title[1]) if title else "student"
+    made.data["model_name"], made.data["eval_results"] = name, list(_index(results))
+    return str(made)
+
+
+def _task_section(results: Sequence[TaskResult]) -> str:
+    rows = [
+        [
+            _md(result.task),
+            _md(metric.label),
+            _figure(metric.value),
+            _figure(metric.stderr),
+            f"{result.documents:,}",
+            "" if result.shots is None else str(result.shots),
+        ]
+        for result in results
+        for metric in result.metrics
+    ]
+    table = _table(["task", "metric", "value", "standard error", "documents", "shots"], rows)
+    made_by = ", ".join(dict.fromkeys(f"lm-eval {_md(each.lm_eval)}, weights in {each.dtype}" for each in results))
+    return f"## Tasks\n\n{table}\n\nMeasured by `xtoken eval` with {made_by}."
+
+
+def _index(results: Sequence[TaskResult]) -> Iterator[Any]:
+    """Entries of the model index. The hub joins those of one data set, so each names its task as well."""
+    from huggingface_hub import EvalResult
+
+    for result in results:
+        source = next((each for each in (result, *result.parts) if each.dataset), result)
+        on_hub = source.dataset is not None and "/" in source.dataset and not _is_local(source.dataset)
+        for metric in result.metrics:
+            if math.isfinite(metric.value):
+                yield EvalResult(
+                    task_type="text-generation",
+                    dataset_type=str(source.dataset) if on_hub else result.task,
+                    dataset_name=result.task,
+                    dataset_config=result.dataset_config if on_hub else None,
+                    metric_type=metric.name,
+                    metric_name=f"{result.task}: {metric.label}",
+                    metric_value=metric.value,
+                )
 
 
 def _metadata(config: RunConfig) -> str:

@@ -19,6 +19,7 @@ import yaml
 
 from xtoken.config import RunConfig, flat, flat_settings
 from xtoken.errors import XTokenError
+from xtoken.evaluation.task_results import TASKS_FILE
 from xtoken.files import write_whole
 from xtoken.training.callbacks import METRICS_FILE
 from xtoken.training.card import CARD_FILE, is_own_card
@@ -38,6 +39,7 @@ _TRACES = (
     CONFIG_FILE,
     RUN_FILE,
     METRICS_FILE,
+    TASKS_FILE,
     f"{_CHECKPOINT}*",
     f"{FAILURE}*",
     "config.json",
