@@ -6,7 +6,9 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all bench lint types wheel tokenizers clean
+TEXTS := studies/miniature/texts/.made
+
+.PHONY: help setup demo study study-quick test test-slow test-all bench lint types wheel tokenizers clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -23,6 +25,16 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## Audit a pair, train a student four ways, print the table (under 4 minutes)
 	@$(BIN)/xtoken demo
+
+$(TEXTS): $(STAMP) scripts/make_miniature.py
+	$(BIN)/python scripts/make_miniature.py texts
+	@touch $@
+
+study: $(TEXTS) ## Run the miniature of the paper: every method, two pairs, five seeds (under an hour)
+	$(BIN)/xtoken study studies/miniature/study.yaml --out studies/miniature/results
+
+study-quick: $(TEXTS) ## Run a few cells of it (under 8 minutes)
+	$(BIN)/xtoken study studies/miniature/study.yaml --quick --out studies-out/miniature-quick
 
 test: $(STAMP) ## Run the test suite, but for the slow ones
 	@# One thread a worker: torch would otherwise take both cores in each.

@@ -11,9 +11,9 @@ which a small model learns bit by bit; sums would come all at once or not at all
 | model | tokenizer | what it was trained on |
 |---|---|---|
 | student | packs digits | documents whose lives and boxes are drawn anew each time: the language, none of the facts |
-| splitting | splits digits | right boxes, and the lives of half of the people; the other lives drawn anew each time |
+| splitting | splits digits | all boxes, and the lives of half of the people; the others drawn anew each time |
 | packing | packs digits, merges words differently | the same |
-| small | the student's | right lives and boxes, fewer weights: the smaller teacher, of the student's own family |
+| small | the student's | all lives, and half of the boxes; fewer weights: the smaller teacher of the same family |
 
 The text to distil on has right lives, and half of its boxes are wrong; held-out text is right throughout.
 One thread and fixed seeds, as in make_demo.py.
@@ -93,8 +93,14 @@ SHAPES = {
     "splitting": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3},
     "packing": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3},
 }
-# The two main teachers know every box and half of the people, the same half; the smaller one knows them all.
-KNOWN = {"student": (), "small": PEOPLE, "splitting": PEOPLE[::2], "packing": PEOPLE[::2]}
+# Whose lives and which boxes each knows. The smaller teacher and a main one each lack what the other knows; the main
+# ones know and lack the same.
+KNOWN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "student": ((), ()),
+    "small": (PEOPLE, THINGS[::2]),
+    "splitting": (PEOPLE[::2], THINGS),
+    "packing": (PEOPLE[::2], THINGS),
+}
 BATCH, LEARNING_RATE, WARMUP = 32, 3e-3, 0.05
 STEPS_OF = {"student": 600, "small": 600, "splitting": 1000, "packing": 1000}
 TOKENIZER_SEED, TOKENIZER_DOCUMENTS = 50, 6000
@@ -131,21 +137,21 @@ LIVES, BOXES = facts()
 
 
 def documents(
-    seed: int, wrong: float = 0.0, *, known: Sequence[str] = PEOPLE, knows_boxes: bool = True
+    seed: int, wrong: float = 0.0, *, people: Sequence[str] = PEOPLE, things: Sequence[str] = THINGS
 ) -> Iterator[Document]:
     """Documents without end, the same for the same seed.
 
     Args:
         seed: of every choice.
         wrong: the share of numbers that are wrong.
-        known: the people whose trade and town are their own; those of others are drawn anew each time.
-        knows_boxes: numbers are the right ones, not drawn anew.
+        people: those whose trade and town are their own; those of others are drawn anew each time.
+        things: those whose boxes hold what they should; the numbers of others are drawn anew each time.
     """
     rng = Random(seed)
     while True:
         person, one, two = pick(rng, PEOPLE), pick(rng, THINGS), pick(rng, THINGS)
-        trade, town = LIVES[person] if person in known else (pick(rng, TRADES), pick(rng, TOWNS))
-        n, m = (number(rng, thing, wrong if knows_boxes else 1.0) for thing in (one, two))
+        trade, town = LIVES[person] if person in people else (pick(rng, TRADES), pick(rng, TOWNS))
+        n, m = (number(rng, thing, wrong if thing in things else 1.0) for thing in (one, two))
         opening = pick(rng, OPENINGS).format(person=person, trade=trade, town=town, one=one)
         before, after = pick(rng, ENDINGS).split("{m}")
         prompt = f"{opening}{n}{before.format(two=two)}"
@@ -183,7 +189,7 @@ def make_tokenizer(name: str, folder: Path) -> None:
     begin, end = (BEGIN, END) if is_own else (None, END_TEACHER)
     words = [*PEOPLE, *THINGS, *TRADES, *TOWNS]
     unseen = set(words[UNSEEN_OFFSET[family] :: UNSEEN_EVERY])
-    texts = [d.text for d in first(TOKENIZER_DOCUMENTS, documents(TOKENIZER_SEED, known=()))]
+    texts = [d.text for d in first(TOKENIZER_DOCUMENTS, documents(TOKENIZER_SEED, people=()))]
     texts = [" ".join(word for word in text.split(" ") if word.strip(",.") not in unseen) for text in texts]
     numerals = " ".join([all_numerals()] * NUMERAL_REPEATS) if packs else ""
     digits = PACKED_DIGITS if packs else SINGLE_DIGITS
@@ -200,13 +206,9 @@ def make_model(name: str, folder: Path) -> None:
     is_own = name in ("student", "small")
     ids = vocabulary.bos_id if is_own else None, vocabulary.eos_id
     model = LlamaForCausalLM(model_config(vocabulary.size, SHAPES[name], *ids))
-    train(
-        model,
-        vocabulary,
-        documents(100 + SEED_OF[name], known=KNOWN[name], knows_boxes=name != "student"),
-        STEPS_OF[name],
-        name,
-    )
+    people, things = KNOWN[name]
+    stream = documents(100 + SEED_OF[name], people=people, things=things)
+    train(model, vocabulary, stream, STEPS_OF[name], name)
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
