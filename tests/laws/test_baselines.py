@@ -197,12 +197,8 @@ def toy_arguments(name: str, dtype: torch.dtype, tau: float = 1.0) -> tuple[Part
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_gradient_of_fans_is_the_slope(name: str) -> None:
     loss, (logits, signal, index) = toy_arguments(name, torch.float64, 2.0)
-    some = logits[:4].clone().requires_grad_()
-    few_chunks = index.student_rows[index.student_starts[:-1]] < 4 * logits.shape[1]
-    assert few_chunks.any()
-    whole = torch.cat([some, logits[4:]])
-    assert torch.autograd.gradcheck(lambda x: loss(torch.cat([x, logits[4:]]), signal, index).total, some)
-    assert loss(whole, signal, index).total > 0
+    some = logits[-4:].clone().requires_grad_()  # of the longest texts
+    assert torch.autograd.gradcheck(lambda x: loss(torch.cat([logits[:-4], x]), signal, index).total, some)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
@@ -285,11 +281,9 @@ def test_alm_does_not_see_how_a_chunk_is_cut(name: str) -> None:
     teacher = signal_from_logits(torch.tensor([[[0.2, 0.8], [0.5, 0.5]]], dtype=torch.float64).log(), 2)
     one = torch.tensor([[[5 / 6, 1 / 6], [0.5, 0.5], [0.5, 0.5]]], dtype=torch.float64).log()
     two = torch.tensor([[[1 / 2, 1 / 2], [2 / 3, 1 / 3], [0.5, 0.5]]], dtype=torch.float64).log()
-    case = replace(random_case(0), projection=random_case(0, 2, 3).projection)
     loss = ALM(2, 2, 1.0 if name == "alm-as-it-is" else 100.0)
     whole = loss(one, teacher, ChunkIndex.from_chunks([[1, 2, 1, 2]], [0, 1, 0], [0, 1]))
     parts = loss(two, teacher, ChunkIndex.from_chunks([[1, 3, 1, 2]], [0, 1, 1], [0, 1]))
-    assert case.batch == 3
     torch.testing.assert_close(whole.total, parts.total, rtol=1e-12, atol=0)
     assert whole.total > 0
 
