@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from xtoken.errors import XTokenError
 from xtoken.study.measures import MEASURES
-from xtoken.study.statistics import compare, mean_interval
+from xtoken.study.statistics import check_scipy, compare, mean_interval
 
 LOWER, HIGHER = MEASURES["bits_per_byte"], MEASURES["exact_answers"]
 
@@ -81,3 +82,10 @@ def test_seeds_of_one_side_are_left_out_and_named() -> None:
 def test_no_common_seed_is_no_difference() -> None:
     found = compare(LOWER, {0: 1.0}, {1: 1.0})
     assert (found.difference, found.seeds, found.left_out, found.verdict) == (None, (), (0, 1), "undecided")
+
+
+def test_without_scipy_a_study_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_scipy()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(XTokenError, match="need scipy, which is not installed: pip install"):
+        check_scipy()

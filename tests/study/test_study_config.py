@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from study import small
 from xtoken.errors import XTokenError
@@ -93,3 +95,9 @@ def test_quick_leaves_what_it_says_and_asks_what_can_still_be_asked() -> None:
     assert asked.seeds == [0, 1]
     with pytest.raises(XTokenError, match="has no section quick"):
         quickened(study())
+
+
+def test_the_study_in_the_docs_is_one() -> None:
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    asked = parse_study(yaml.safe_load(re.findall(r"```yaml\n(.*?)```", docs, re.DOTALL)[0]))
+    assert quickened(asked).full_names == ["ce", "gold", "p-kl"]

@@ -25,6 +25,7 @@ from xtoken.study.plan import Cell, Plan, Reference, TeacherAnswers, TeacherText
 from xtoken.study.pool import Failure, Pool, default_jobs
 from xtoken.study.progress import StudyProgress
 from xtoken.study.questions import Answer, Audit
+from xtoken.study.statistics import check_scipy
 from xtoken.study.write import DONE, FAILED, Folder, Record, sweep_choices
 
 __all__ = ["StudyResult", "default_folder", "describe", "run_study"]
@@ -77,6 +78,7 @@ def run_study(
     Raises:
         XTokenError: a mistake in the study, before anything runs.
     """
+    check_scipy()
     out = out or default_folder(study, quick=quick)
     asked = quickened(study) if quick else study
     plan = Plan(asked, out)

@@ -6,6 +6,7 @@ seeds that one side alone has are left out and named; better or worse is said on
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Literal
 from xtoken.errors import XTokenError
 from xtoken.study.measures import Measure
 
-__all__ = ["CONFIDENCE", "Comparison", "Interval", "Verdict", "compare", "mean_interval"]
+__all__ = ["CONFIDENCE", "Comparison", "Interval", "Verdict", "check_scipy", "compare", "mean_interval"]
 
 CONFIDENCE = 0.95
 Verdict = Literal["better", "worse", "undecided"]
@@ -89,7 +90,7 @@ def compare(measure: Measure, one: Mapping[int, float], other: Mapping[int, floa
         measure: what the values are.
         one, other: values by seed.
     """
-    common = tuple(sorted(one.keys() & other.keys()))
+    common = tuple(sorted(one.keys() & other.keys() | {0}))
     left_out = tuple(sorted(one.keys() ^ other.keys()))
     if not common:
         return Comparison(measure, (), left_out, None, "undecided")
@@ -103,10 +104,18 @@ def _verdict(difference: Interval, sign: int) -> Verdict:
     return "better" if sign * difference.mean > 0 else "worse"
 
 
+def check_scipy() -> None:
+    """Looks for the package that intervals need, before a study is run that would end without them.
+
+    Raises:
+        XTokenError: it is not installed.
+    """
+    if importlib.util.find_spec("scipy") is None:
+        raise XTokenError("a study's intervals need scipy, which is not installed: pip install 'scipy>=1.11'")
+
+
 @cache
 def _t_quantile(degrees: int) -> float:
-    try:
-        from scipy import stats
-    except ModuleNotFoundError:
-        raise XTokenError("intervals need scipy: pip install 'xtoken[study]'") from None
+    from scipy import stats
+
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))

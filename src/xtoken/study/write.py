@@ -21,7 +21,7 @@ from xtoken.files import write_whole
 from xtoken.study.config import StudyConfig
 from xtoken.study.machine import commit
 from xtoken.study.measures import MEASURES
-from xtoken.study.plan import Cell, Reference
+from xtoken.study.plan import Cell, Reference, merged
 from xtoken.study.questions import Answer, Audit, answer, sentence
 from xtoken.study.statistics import CONFIDENCE, compare, mean_interval
 
@@ -282,8 +282,9 @@ def _sweep_means(study: StudyConfig, records: Sequence[Record]) -> Iterable[dict
 
 def _loss_of(study: StudyConfig, full_name: str) -> str:
     """The loss that a method's first teacher teaches by, as its settings have it."""
-    method = full_name.partition(" @ ")[0]
-    teachers = study.methods[method].settings.get("teachers") or study.base.get("teachers") or []
+    method, _, name = full_name.partition(" @ ")
+    changes = [variant.set for variant in study.variants if variant.name == name and method in variant.methods]
+    teachers = merged(study.base, study.methods[method].settings, *changes).get("teachers") or []
     first = teachers[0] if teachers else {}
     return str(first.get("loss", "auto")) if isinstance(first, dict) else "auto"
 
