@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.estimates import in_file
-from benchmarks.paper import CONFIGS, ROWS, Row, command
+from benchmarks.paper import CONFIGS, ROWS, TASKS, Row, command
 
 __all__ = ["DOCUMENT", "PRICE", "gpu_hours", "in_document", "main", "table"]
 
@@ -24,17 +24,19 @@ _BLOCK = re.compile(r"(?<=<!-- rows -->\n).*?(?=<!-- end of rows -->)", re.DOTAL
 
 
 def table(price: float = PRICE) -> str:
-    """A row of the paper, its command, the average to expect, GPU hours and cost."""
-    lines = ["| row | average | GPU hours | USD | command |", "|---|---|---|---|---|"]
+    """A row of the paper, the figures to expect, GPU hours, cost and its command."""
+    names = ", ".join(column.name for column in TASKS)
+    lines = [f"| row | average | {names} | GPU hours | USD | command |", "|---" * 6 + "|"]
     return "\n".join([*lines, *(_line(row, price) for row in ROWS)]) + "\n"
 
 
 def _line(row: Row, price: float) -> str:
+    figures = f"{row.average:.2f} | {', '.join(f'{figure:.2f}' for figure in row.figures)}"
     if row.config is None:
-        return f"| {row.label} | {row.average:.2f} | 0 | 0 | (evaluation alone) |"
+        return f"| {row.label} | {figures} | 0 | 0 | (evaluation alone) |"
     hours = gpu_hours(row.config)
     cost = f"{round(price * hours, -2):,.0f}"  # the hours are not known better than that
-    return f"| {row.label} | {row.average:.2f} | {hours:,} | {cost} | `{command(row)}` |"
+    return f"| {row.label} | {figures} | {hours:,} | {cost} | `{command(row)}` |"
 
 
 def gpu_hours(config: str) -> int:

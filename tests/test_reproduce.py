@@ -82,8 +82,8 @@ def test_another_price_makes_another_cost_and_nothing_else(capsys: pytest.Captur
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[3:]]
     for cells, usual in zip(rows, table().splitlines()[3:], strict=True):
         expected = usual.split(" | ")
-        assert cells[:3] + cells[4:] == expected[:3] + expected[4:]
-        assert float(cells[3].replace(",", "")) == pytest.approx(10 * float(cells[2].replace(",", "")), abs=51)
+        assert cells[:4] + cells[5:] == expected[:4] + expected[5:]
+        assert float(cells[4].replace(",", "")) == pytest.approx(10 * float(cells[3].replace(",", "")), abs=51)
 
 
 def test_the_evaluations_in_the_document_are_those_of_the_rows() -> None:
