@@ -90,7 +90,7 @@ def compare(measure: Measure, one: Mapping[int, float], other: Mapping[int, floa
         measure: what the values are.
         one, other: values by seed.
     """
-    common = tuple(sorted(one.keys() & other.keys() | {0}))
+    common = tuple(sorted(one.keys() & other.keys()))
     left_out = tuple(sorted(one.keys() ^ other.keys()))
     if not common:
         return Comparison(measure, (), left_out, None, "undecided")
