@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,17 @@ def done(jobs: list[str], processes: int) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def in_two() -> dict[str, object]:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this process and those it starts put temporary files."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TMPDIR", str(folder))
+        patched.setattr(tempfile, "tempdir", None)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def in_two(temporary: Path) -> dict[str, object]:
     """One pool of two processes for all: starting them takes seconds."""
     return done(["a", "mistake", "b", "die", "c", "fault", "litter", "last"], 2)
 
@@ -45,14 +56,14 @@ def test_processes_live_on(in_two: dict[str, object]) -> None:
     assert len(pids) <= 3
 
 
-def test_no_temporary_file_is_left(in_two: dict[str, object]) -> None:
-    assert in_two
-    assert list(Path(tempfile.gettempdir()).glob("xtoken-study-*/xtoken-litter-*")) == []
+def test_no_temporary_file_is_left(in_two: dict[str, object], temporary: Path) -> None:
+    assert not isinstance(in_two["litter"], Failure)
+    assert list(temporary.rglob("xtoken-*")) == []
 
 
-def test_one_at_a_time_is_done_here_in_order() -> None:
+def test_one_at_a_time_is_done_here_in_order(temporary: Path) -> None:
     found = done(["b", "mistake", "a", "litter"], 1)
     assert list(found) == ["b", "mistake", "a", "litter"]
     assert found["a"] == (os.getpid(), "a 7")
     assert found["mistake"] == Failure("a mistake")
-    assert list(Path(tempfile.gettempdir()).glob("xtoken-litter-*")) == []
+    assert list(temporary.rglob("xtoken-*")) == []

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import xtoken.study.run
@@ -22,9 +24,10 @@ from study import small
 from xtoken.cli import app
 from xtoken.errors import DivergedError
 from xtoken.evaluation import bits_per_byte
-from xtoken.study.cell import drawn_student, run_job
+from xtoken.study.cell import run_job
 from xtoken.study.plan import Cell
-from xtoken.training import distil, load_model
+from xtoken.tokens import Vocabulary
+from xtoken.training import LoadedModel, distil, load_model
 
 
 def study(file: Path, *options: str) -> tuple[int, str, str]:
@@ -110,7 +113,9 @@ def test_a_cell_is_distil_with_its_settings_and_its_seeds_student(folder: Path) 
         for file in (folder / "out/cells/p/gold").iterdir()
         if (found := json.loads(file.read_text()))["seed"] == 1
     )
-    student = drawn_student(str(folder / "student"), 1)
+    torch.manual_seed(1)
+    drawn = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "student"))
+    student = LoadedModel(drawn, Vocabulary.from_pretrained(folder / "student"))
     config = small.raw(folder)["base"] | {"seed": 1, "teachers": [{"loss": "gold"}]}
     texts = [json.loads(line)["text"] for line in (folder / "train.jsonl").read_text().splitlines()]
     result = distil(config, student=student, teachers=[load_model(str(folder / "teacher"))], texts=texts, quiet=True)
