@@ -183,10 +183,18 @@ def _answers(comparisons: Sequence[dict[str, Any]], made: MadeUp) -> list[dict[s
                 "asks": f"A question that {verdict}: is the one better than the other where it matters?",
                 "verdict": verdict,
                 "claims": [
-                    {"sentence": f"{c['method']} against {c['baseline']} on {c['measure']}: {verdict}.",
-                     "verdict": verdict, "pair": c["pair"], "measure": c["measure"], "left": c["method"],
-                     "right": c["baseline"], "difference": c["difference"], "low": c["low"], "high": c["high"],
-                     "seeds": c["seeds"]}
+                    {
+                        "sentence": f"{c['method']} against {c['baseline']} on {c['measure']}: {verdict}.",
+                        "verdict": verdict,
+                        "pair": c["pair"],
+                        "measure": c["measure"],
+                        "left": c["method"],
+                        "right": c["baseline"],
+                        "difference": c["difference"],
+                        "low": c["low"],
+                        "high": c["high"],
+                        "seeds": c["seeds"],
+                    }
                     for c in chosen
                 ],
             }  # fmt: skip
