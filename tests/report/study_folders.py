@@ -105,10 +105,11 @@ def _cells(made: MadeUp) -> Iterable[dict[str, Any]]:
 
 def _cell(made: MadeUp, pair: str, method: str, variant: str | None, rate: float, seed: int, stage: str) -> Any:
     draw = random.Random(f"{pair} {method} {variant} {rate} {seed}")
-    skill = random.Random(f"{pair} {method} {variant}").uniform(0.1, 0.9)
-    skill -= 0.2 * abs(math.log2(rate / 2e-3))
+    own = random.Random(f"{pair} {method} {variant}")
+    skill = own.uniform(0.2, 0.9) - 0.2 * abs(math.log2(rate / 2e-3))
+    skills = {name: skill + own.uniform(-0.2, 0.1) for name in made.measures}
     values = {
-        name: max(0.0, (skill if name == "exact_answers" else 2 - skill) + draw.gauss(0, 0.03)) * scale
+        name: max(0.0, (skills[name] if name == "exact_answers" else 2 - skills[name]) + draw.gauss(0, 0.03)) * scale
         for name, scale in zip(made.measures, (1, 0.5, 0.8, 0.6, 0.4, 0.7, 1.2), strict=False)
     }
     return {
@@ -197,7 +198,7 @@ def _answers(comparisons: Sequence[dict[str, Any]], made: MadeUp) -> list[dict[s
                     }
                     for c in chosen
                 ],
-            }  # fmt: skip
+            }
         )
     return questions
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from xtoken.errors import XTokenError
 from xtoken.files import write_whole
-from xtoken.report.study_folder import Claim, Comparison, Measure, Method, StudyFolder, Summary
-from xtoken.report.study_views import TRADE_OFFS, claim_improvement, joints, swept, trade_off
+from xtoken.report.study_folder import Measure, Method, StudyFolder
+from xtoken.report.study_views import TRADE_OFFS, claim_rows, ends, joints, swept, trade_off
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +143,7 @@ def _means(study: StudyFolder, measure: Measure) -> Figure:
                              label=study.label(Method(name)))  # fmt: skip
         for place, method in enumerate(methods):
             if method in rows:
-                _interval(axis, place, _ends(rows[method]), _style(method, study))
+                _interval(axis, place, ends(rows[method]), _style(method, study))
         _show_references(axis, study.reference_values(pair, measure.name), references, len(methods))
         axis.set_xlabel(_axis_label(measure))
     _legend(figure, axes, "mean and 95 % interval" + _seeds(s.seeds for rows in found.values() for s in rows.values()))
@@ -168,6 +168,7 @@ def _show_references(axis: Axes, values: Mapping[str, float], names: Sequence[st
             ha="right" if right else "left",
             va="center",
             color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )
     axis.set_xlim(low, high)
 
@@ -185,7 +186,7 @@ def _differences(study: StudyFolder, measure: Measure, baseline: str) -> Figure:
         axis.axvline(0, color=FAINT, lw=0.8, zorder=1)
         for place, method in enumerate(methods):
             if method in rows:
-                _interval(axis, place, _ends(rows[method]), _VERDICTS.get(rows[method].verdict, _VERDICTS["undecided"]))
+                _interval(axis, place, ends(rows[method]), _VERDICTS.get(rows[method].verdict, _VERDICTS["undecided"]))
         axis.set_xlabel(
             f"{measure.name} less {study.label(Method(baseline))}\n({measure.unit}, {measure.direction} is better)"
         )
@@ -211,17 +212,11 @@ _ANSWERS: dict[str, dict[str, Any]] = {
 }
 
 
-class _ClaimRow(NamedTuple):
-    label: str
-    claim: Claim
-    ends: tuple[float, float, float]
-
-
 def _questions(study: StudyFolder) -> Figure:
     """Each claim's improvement of its left side over its right, a panel a measure: units differ."""
     from matplotlib.figure import Figure
 
-    panels = {m: rows for m in study.measures if (rows := _claim_rows(study, m))}
+    panels = {m: rows for m in study.measures if (rows := claim_rows(study, m))}
     counts = [len(rows) for rows in panels.values()]
     height = ROW * 1.15 * sum(counts) + 0.62 * len(panels) + 0.45
     figure = Figure(figsize=(TEXT, height), layout="constrained")
@@ -238,22 +233,6 @@ def _questions(study: StudyFolder) -> Figure:
     seeds = _seeds(row.claim.seeds for rows in panels.values() for row in rows)
     _legend(figure, axes, f"the first less the second, 95 % interval{seeds}; right of 0 the first is better")
     return figure
-
-
-def _claim_rows(study: StudyFolder, measure: Measure) -> list[_ClaimRow]:
-    found = []
-    for question in study.questions:
-        for claim in question.claims:
-            ends = claim_improvement(claim, measure) if claim.measure == measure.name else None
-            if ends is not None:
-                sides = " − ".join(_named(study, side) for side in (claim.left, claim.right))
-                found.append(_ClaimRow(f"({question.id}) {sides}, {claim.pair}", claim, ends))
-    return found
-
-
-def _named(study: StudyFolder, name: str) -> str:
-    """The label of a method that is given as one string."""
-    return study.label(Method(*name.split(" @ ", 1)))
 
 
 # --- trade-offs: two measures at once ---
@@ -273,8 +252,10 @@ def _trade_offs(study: StudyFolder, pair: str) -> Figure:
     styles = {base: (COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]) for n, base in enumerate(bases)}
     for axis, (x, y) in zip(axes, shown, strict=True):
         _trade_off(axis, study, pair, (x, y), styles)
-    handles = [axes[0].plot([], [], ls="", marker=styles[b][1], color=styles[b][0], ms=4, label=study.label(Method(b)))[0]
-               for b in bases]  # fmt: skip
+    handles = [
+        axes[0].plot([], [], ls="", marker=marker, color=colour, ms=4, label=study.label(Method(base)))[0]
+        for base, (colour, marker) in styles.items()
+    ]
     if any(m.variant for m in methods):
         handles.append(
             axes[0].plot([], [], color=FAINT, lw=0.8, marker="o", mfc="white", ms=3, label="swept weight")[0]
@@ -282,7 +263,7 @@ def _trade_offs(study: StudyFolder, pair: str) -> Figure:
         handles.append(axes[0].plot([], [], color=FAINT, lw=0.8, ls=":", marker="o", mfc="white", ms=3,
                                     label="other variant")[0])  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handletextpad=0.4, columnspacing=1.2)
-    figure.suptitle(f"{pair}: the arrow points to the better corner", fontsize=FONT + 1)
+    figure.suptitle(pair, fontsize=FONT + 1)
     return figure
 
 
@@ -291,10 +272,10 @@ def _trade_off(
 ) -> None:
     points = trade_off(study, pair, *measures)
     for joint in joints(points):
-        ends = (points[joint.start], points[joint.end])
+        both = (points[joint.start], points[joint.end])
         axis.plot(
-            [p.x.mean for p in ends],
-            [p.y.mean for p in ends],
+            [p.x.mean for p in both],
+            [p.y.mean for p in both],
             color=styles[joint.start.base][0],
             lw=0.7,
             ls="-" if joint.along_a_number else ":",
@@ -302,7 +283,7 @@ def _trade_off(
         )
     for method, point in points.items():
         colour, marker = styles[method.base]
-        across, up = _ends(point.x), _ends(point.y)
+        across, up = ends(point.x), ends(point.y)
         axis.plot(across[1:], [up[0]] * 2, color=colour, lw=0.5, alpha=0.5, zorder=1)
         axis.plot([across[0]] * 2, up[1:], color=colour, lw=0.5, alpha=0.5, zorder=1)
         face = "white" if method.variant else colour
@@ -310,15 +291,14 @@ def _trade_off(
     x, y = (next(iter(points.values()))[place].measure for place in (0, 1))
     axis.set(xlabel=_axis_label(x), ylabel=_axis_label(y))
     axis.grid(color=RULE, lw=0.4)
-    _better_corner(axis, x, y)
+    axis.set_title(f"better {_better(x, y)}", loc="right", fontsize=FONT, color=FAINT)
 
 
-def _better_corner(axis: Axes, x: Measure, y: Measure) -> None:
-    right, up = x.direction == "higher", y.direction == "higher"
-    end = (0.97 if right else 0.03, 0.97 if up else 0.03)
-    start = (end[0] + (-0.09 if right else 0.09), end[1] + (-0.09 if up else 0.09))
-    axis.annotate("", end, start, xycoords="axes fraction", textcoords="axes fraction",
-                  arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 0.8})  # fmt: skip
+def _better(x: Measure, y: Measure) -> str:
+    """An arrow to the corner where both measures are better."""
+    return {("lower", "lower"): "↙", ("lower", "higher"): "↖", ("higher", "lower"): "↘"}.get(
+        (x.direction, y.direction), "↗"
+    )
 
 
 # --- the sweep ---
@@ -356,7 +336,7 @@ def _sweeps(study: StudyFolder) -> Figure:
 
 def _swept_line(axis: Axes, means: Mapping[float, float], chosen: float | None, colour: str, marker: str) -> None:
     axis.plot(list(means), list(means.values()), color=colour, lw=0.7, marker=marker, mfc="white", ms=3.2, mew=0.7)
-    if chosen in means:
+    if chosen is not None and chosen in means:
         axis.plot(chosen, means[chosen], marker, color=colour, ms=4.4)
 
 
@@ -387,8 +367,8 @@ def _rows(axis: Axes, labels: Sequence[str]) -> None:
     axis.spines["left"].set_visible(False)
 
 
-def _interval(axis: Axes, place: float, ends: tuple[float, float, float], style: Mapping[str, Any]) -> None:
-    mean, low, high = ends
+def _interval(axis: Axes, place: float, bounds: tuple[float, float, float], style: Mapping[str, Any]) -> None:
+    mean, low, high = bounds
     axis.plot([low, high], [place, place], color=style["color"], lw=1.1, zorder=2, solid_capstyle="butt")
     axis.plot(mean, place, ls="", zorder=3, mew=0.9, **style)
 
@@ -398,12 +378,6 @@ def _style(method: Method, study: StudyFolder) -> dict[str, Any]:
     colour = INK if method.name in study.baselines else COLOURS[0]
     marker = "s" if method.name in study.baselines else "o"
     return {"color": colour, "marker": marker, "ms": 3.4, "mfc": "white" if method.variant else colour}
-
-
-def _ends(row: Summary | Comparison) -> tuple[float, float, float]:
-    """The mean and its interval, which is the mean itself with one seed."""
-    mean = row.mean if isinstance(row, Summary) else row.difference
-    return mean, mean if row.low is None else row.low, mean if row.high is None else row.high
 
 
 def _axis_label(measure: Measure) -> str:

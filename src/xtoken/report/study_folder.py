@@ -151,12 +151,13 @@ class Cell:
 class StudyFolder:
     """A study's results.
 
-    `absent` names the files that are not there; `settings` is study.yaml, `references` and `machine` are the JSON files
-    as they are. `cells` is empty where only the tables were kept.
+    `absent` names the files that are not there; `settings` is study.yaml and `source` its text; `references` and
+    `machine` are the JSON files as they are. `cells` is empty where only the tables were kept.
     """
 
     path: Path
     settings: Mapping[str, Any]
+    source: str
     results: tuple[Result, ...]
     summaries: tuple[Summary, ...]
     comparisons: tuple[Comparison, ...]
@@ -199,6 +200,11 @@ class StudyFolder:
         """The method's name for a table or an axis, by the study's `labels`."""
         labels = self.settings.get("labels") or {}
         return labels.get(method.name) or Method(str(labels.get(method.base, method.base)), method.variant).name
+
+    def label_of(self, name: str) -> str:
+        """Likewise of a method given as one string, with its variant."""
+        base, _, variant = name.partition(" @ ")
+        return self.label(Method(base, variant))
 
     def summary(self, pair: str, measure: str) -> dict[Method, Summary]:
         """The methods' means of one measure, in the study's order."""
@@ -259,6 +265,7 @@ def read_study(folder: str | Path) -> StudyFolder:
     return StudyFolder(
         path=path,
         settings=_mapping(path / "study.yaml", _read(path / "study.yaml", yaml.safe_load)),
+        source=_read(path / "study.yaml", str),
         results=tuple(_table(path / "results.csv", _result)),
         summaries=tuple(_table(path / "summary.csv", _summary)),
         comparisons=tuple(_table(path / "comparisons.csv", _comparison)),

@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
-from xtoken.report.study_folder import Claim, Measure, Method, StudyFolder, Summary, variant_series
+from xtoken.report.study_folder import Claim, Comparison, Measure, Method, StudyFolder, Summary, variant_series
 
 __all__ = [
     "TRADE_OFFS",
+    "ClaimRow",
     "Joint",
     "Point",
     "Swept",
     "Time",
-    "claim_improvement",
+    "claim_rows",
+    "ends",
     "joints",
     "swept",
     "times",
@@ -63,6 +65,14 @@ class Time(NamedTuple):
     total: float
 
 
+class ClaimRow(NamedTuple):
+    """A claim with the improvement of its left side over its right: the mean and the ends of its interval."""
+
+    label: str
+    claim: Claim
+    ends: tuple[float, float, float]
+
+
 def trade_off(study: StudyFolder, pair: str, x: str, y: str) -> dict[Method, Point]:
     """The methods that have both measures."""
     across, up = study.summary(pair, x), study.summary(pair, y)
@@ -107,8 +117,22 @@ def times(study: StudyFolder) -> list[Time]:
     return [Time(m, len(found[m]), statistics.fmean(found[m]), sum(found[m])) for m in study.methods if m in found]
 
 
-def claim_improvement(claim: Claim, measure: Measure) -> tuple[float, float, float] | None:
-    """A claim's difference and the ends of its interval, turned so that more is better for the claim's left side.
+def claim_rows(study: StudyFolder, measure: Measure) -> list[ClaimRow]:
+    """The claims on one measure that have a difference, in the questions' order."""
+    return [
+        ClaimRow(f"({question.id}) {_sides(study, claim)}, {claim.pair}", claim, ends)
+        for question in study.questions
+        for claim in question.claims
+        if claim.measure == measure.name and (ends := _improvement(claim, measure)) is not None
+    ]
+
+
+def _sides(study: StudyFolder, claim: Claim) -> str:
+    return " − ".join(study.label_of(side) for side in (claim.left, claim.right))
+
+
+def _improvement(claim: Claim, measure: Measure) -> tuple[float, float, float] | None:
+    """A claim's difference and the ends of its interval, turned so that more is better for its left side.
 
     None where nothing was measured; with one seed the ends are the difference itself.
     """
@@ -118,3 +142,9 @@ def claim_improvement(claim: Claim, measure: Measure) -> tuple[float, float, flo
     high = claim.difference if claim.high is None else claim.high
     ends = sorted((measure.improvement(low), measure.improvement(high)))
     return measure.improvement(claim.difference), ends[0], ends[1]
+
+
+def ends(row: Summary | Comparison) -> tuple[float, float, float]:
+    """The mean and its interval, which is the mean itself with one seed."""
+    mean = row.mean if isinstance(row, Summary) else row.difference
+    return mean, mean if row.low is None else row.low, mean if row.high is None else row.high
