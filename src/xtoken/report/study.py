@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xtoken.report.charts import Interval, intervals
 from xtoken.report.page import (
     Cell,
     Keyed,
@@ -30,7 +31,7 @@ from xtoken.report.page import (
 )
 from xtoken.report.study_charts import Dot, Link, Spot, dots, scatter
 from xtoken.report.study_folder import Claim, Comparison, Measure, Method, Question, StudyFolder, Summary, read_study
-from xtoken.report.study_views import TRADE_OFFS, Swept, claim_rows, ends, joints, swept, times, trade_off
+from xtoken.report.study_views import TRADE_OFFS, ClaimRow, Swept, claim_rows, ends, joints, swept, times, trade_off
 
 __all__ = ["study_page"]
 
@@ -39,6 +40,7 @@ _ICONS = {"holds": "✓", "fails": "✗", "undecided": "?", "better": "▲", "wo
 _COMPARED = {"better": 2, "worse": 4, "undecided": 0}
 _ANSWERED = {"holds": 0, "fails": 5, "undecided": 1}
 _METHOD, _BASELINE, _REFERENCE = 0, 1, 3  # series of a mean's mark
+_MARKS = "Squares are the baselines, rings variants, diamonds models that the study did not train."
 _PARTS = {
     "commit": "commit",
     "dirty": "changes not committed",
@@ -153,22 +155,11 @@ def _claim_charts(study: StudyFolder) -> Markup:
         (
             measure.name,
             figure(
-                dots(
-                    [
-                        Dot(
-                            label=row.label,
-                            name=row.label,
-                            value=row.ends[0],
-                            low=row.ends[1],
-                            high=row.ends[2],
-                            series=_ANSWERED.get(row.claim.verdict, 1),
-                            note=_plain(row.claim.verdict),
-                        )
-                        for row in rows
-                    ],
+                intervals(
+                    [("", [_claim_interval(row) for row in rows])],
                     title=f"Claims on {measure.name}",
                     x_label=f"improvement, {measure.unit}",
-                    rules=[("no difference", 0.0)],
+                    reference=0.0,
                 ),
                 "The improvement of the claim's first method over its second: right of the line the first is better.",
             ),
@@ -177,6 +168,12 @@ def _claim_charts(study: StudyFolder) -> Markup:
         if (rows := claim_rows(study, measure))
     ]
     return markup("<h3>The claims drawn</h3>\n{}", tabs("Measure of the claims", charts)) if charts else Markup("")
+
+
+def _claim_interval(row: ClaimRow) -> Interval:
+    value, low, high = row.ends
+    series = _ANSWERED.get(row.claim.verdict, _ANSWERED["undecided"])
+    return Interval(row.label, value, low, high, series=series, note=_plain(row.claim.verdict))
 
 
 # --- means ---
@@ -214,14 +211,21 @@ def _mean_chart(study: StudyFolder, pair: str, measure: Measure) -> Markup:
         for name, value in study.reference_values(pair, measure.name).items()
     ]
     chart = dots(drawn, title=f"{measure.name} on {pair}", x_label=_axis(measure), rules=baselines)
-    return markup("<h4>{}</h4>\n{}", pair, figure(chart, f"Mean and 95 % interval over {_seeds(rows.values())}."))
+    return markup(
+        "<h4>{}</h4>\n{}", pair, figure(chart, f"Mean and 95 % interval over {_seeds(rows.values())}. {_MARKS}")
+    )
 
 
 def _name(study: StudyFolder, method: Method, rows: Mapping[Method, object]) -> dict[str, Any]:
     """A row's name; a variant stands set in under its method where that is there."""
     under = bool(method.variant) and Method(method.base) in rows
     name = study.label(method)
-    return {"label": f"@ {method.variant}" if under else name, "name": name, "indent": bool(method.variant)}
+    return {
+        "label": f"@ {method.variant}" if under else name,
+        "name": name,
+        "indent": under,
+        "ring": bool(method.variant),
+    }
 
 
 # --- differences ---
@@ -311,7 +315,7 @@ def _trade_off_charts(study: StudyFolder, pair: str) -> list[Markup]:
             title=f"{y} against {x} on {pair}",
             x_label=f"{x}: {_axis(any_point.x.measure)}",
             y_label=f"{y}: {_axis(any_point.y.measure)}",
-            legend=legend,
+            legend=[] if found else legend,  # once a pair
         )
         found.append(figure(chart, f"{y} against {x}; lines through a mark are 95 % intervals."))
     return found
@@ -384,10 +388,9 @@ def _audit(audit: Mapping[str, Any]) -> Markup:
 def _summary_table(study: StudyFolder) -> Markup:
     if not study.summaries:
         return _absent(study, "summary.csv", "no method has finished")
-    headings = ["method", "pair", "measure", "mean", "low", "high", "seeds", "unit", "better"]
+    headings = ["method", "pair", "measure", "mean", "low", "high", "seeds"]
     rows: list[list[Cell]] = [
-        [study.label(s.method), s.pair, s.measure.name, s.mean, s.low, s.high, s.seeds, s.measure.unit,
-         s.measure.direction]
+        [study.label(s.method), s.pair, s.measure.name, s.mean, s.low, s.high, s.seeds]
         for s in study.summaries
     ]  # fmt: skip
     return table(

@@ -6,6 +6,7 @@ narrow instead of shrinking. Shapes, rings and words say what colours say.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ __all__ = ["Dot", "Link", "Spot", "dots", "scatter"]
 
 _ROW, _NAMES, _NOTES = 22, 150, 92  # pixels: a row's height, the columns of names and of notes
 _NAME_LETTERS, _NOTE_LETTERS = 24, 14  # that fit in them
+_MORE = 0.03  # of what the values span, at each end of an axis: a mark is not cut in half
+_TICKS = 6  # at most, about
 _SHAPES = len(charts._MARKS)
 
 
@@ -29,7 +32,8 @@ class Dot:
         value, low, high: the mark and the ends of its line; no line without ends.
         series: colour and shape of the mark, from 0.
         note: at the right: the figure or the verdict, in words.
-        indent: a variant, set in under its method and drawn as a ring.
+        indent: its label is set in, under that of its method.
+        ring: the mark is hollow: a variant.
         outside: may lie outside of the axis, which then has an arrow at that edge: what would squeeze the rest.
     """
 
@@ -41,6 +45,7 @@ class Dot:
     series: int = 0
     note: str = ""
     indent: bool = False
+    ring: bool = False
     outside: bool = False
 
 
@@ -83,16 +88,17 @@ def dots(
     """
     values = [v for row in rows if not row.outside for v in (row.value, row.low, row.high) if v is not None]
     values += [value for _, value in rules]
-    ticks, along = charts._axis(min(values), max(values), "linear")
+    ticks, along, bounds = _axis(min(values), max(values))
     height = _ROW * len(rows)
     grid = [
         markup(
             '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="{}"/>'
             '<text class="quiet" x="{}%" y="{}" text-anchor="middle">{}</text>\n',
             *(charts._position(along(tick)),) * 2,
-            *(height, charts._position(along(tick)), height + 16, number(tick)),
+            *(height, charts._position(along(tick)), height + 16),
+            "" if n % 2 and len(ticks) > 4 else f"{tick:g}",  # a phone has room for three or four
         )
-        for tick in ticks[:: 2 if len(ticks) > 4 else 1]
+        for n, tick in enumerate(ticks)
     ]
     lines = [_rule(n, along(value), height) for n, (_, value) in enumerate(rules)]
     inner = markup(
@@ -100,7 +106,7 @@ def dots(
         '<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
         join(_names(n, row) for n, row in enumerate(rows)),
         *(_NAMES + 16, _NAMES + _NOTES + 32, height + 20),
-        *(join(grid), join(lines), join(_dot(n, row, along, ticks) for n, row in enumerate(rows))),
+        *(join(grid), join(lines), join(_dot(n, row, along, bounds) for n, row in enumerate(rows))),
         *(height + 36, x_label),
     )
     return _rule_legend([name for name, _ in rules]) + _shape_legend(legend) + charts._svg(title, height + 44, inner)
@@ -117,10 +123,10 @@ def _names(n: int, row: Dot) -> Markup:
     )
 
 
-def _dot(n: int, row: Dot, along: Callable[[float], float], ticks: Sequence[float]) -> Markup:
+def _dot(n: int, row: Dot, along: Callable[[float], float], bounds: tuple[float, float]) -> Markup:
     y = n * _ROW + 11
-    if row.outside and not ticks[0] <= row.value <= ticks[-1]:
-        low = row.value < ticks[0]
+    if row.outside and not bounds[0] <= row.value <= bounds[1]:
+        low = row.value < bounds[0]
         return markup(
             '<text class="quiet" x="{}" y="{}" text-anchor="{}">{}</text>\n',
             *("0" if low else "100%", y + 4, "start" if low else "end"),
@@ -137,7 +143,7 @@ def _dot(n: int, row: Dot, along: Callable[[float], float], ticks: Sequence[floa
     at = charts._position(along(row.value))
     return markup(
         '<g class="s{}">{}{}</g>\n',
-        *(_colour(row.series), whisker, _mark(row.series, f"{at}%", str(y), told, ring=row.indent)),
+        *(_colour(row.series), whisker, _mark(row.series, f"{at}%", str(y), told, ring=row.ring)),
     )
 
 
@@ -199,8 +205,8 @@ def scatter(
         x_label, y_label: what is measured, with the unit and the better direction.
         legend: names of the series 0, 1, ...
     """
-    x_ticks, along = charts._axis(min(s.x[1] for s in spots), max(s.x[2] for s in spots), "linear")
-    y_ticks, rise = charts._axis(min(s.y[1] for s in spots), max(s.y[2] for s in spots), "linear")
+    x_ticks, along, _ = _axis(min(s.x[1] for s in spots), max(s.x[2] for s in spots))
+    y_ticks, rise, _ = _axis(min(s.y[1] for s in spots), max(s.y[2] for s in spots))
 
     def across(value: float) -> str:
         return f"{charts._position(along(value))}%"
@@ -213,7 +219,7 @@ def scatter(
         markup(
             '<line class="axis" x1="0" x2="100%" y1="{}" y2="{}"/>'
             '<text class="quiet" x="-8" y="{}" dy="4" text-anchor="end">{}</text>\n',
-            *(up(tick), up(tick), up(tick), number(tick)),
+            *(up(tick), up(tick), up(tick), f"{tick:g}"),
         )
         for tick in y_ticks
     ]
@@ -221,7 +227,7 @@ def scatter(
         markup(
             '<line class="axis" x1="{}" x2="{}" y1="0" y2="100%"/>'
             '<text class="quiet" x="{}" y="100%" dy="18" text-anchor="middle">{}</text>\n',
-            *(across(tick), across(tick), across(tick), number(tick)),
+            *(across(tick), across(tick), across(tick), f"{tick:g}"),
         )
         for tick in x_ticks
     ]
@@ -256,6 +262,15 @@ def _spot(spot: Spot, across: Callable[[float], str], up: Callable[[float], str]
         *(_colour(spot.series), across(spot.x[1]), across(spot.x[2]), y, y, x, x, up(spot.y[1]), up(spot.y[2])),
         _mark(spot.series, x, y, told, ring=spot.is_variant),
     )
+
+
+def _axis(low: float, high: float) -> tuple[list[float], Callable[[float], float], tuple[float, float]]:
+    """Ticks, where a value stands from 0 to 1, and the axis's ends: the values' own and a little more."""
+    more = _MORE * (high - low) or abs(high) / 10 or 1.0
+    low, high = low - more, high + more
+    step = charts._step((high - low) / _TICKS)
+    ticks = [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return ticks, lambda value: (value - low) / (high - low), (low, high)
 
 
 def _cut(text: str, letters: int) -> str:
