@@ -1,9 +1,9 @@
 """Charts as inline SVG: bars, lines and intervals, drawn with the page's own style.
 
-Positions across are in per cent of the width and text is in pixels, so a chart is as readable on a phone as on a screen:
-it gets narrower, not smaller. Series differ by colour, by dashes and by the shape of their marks, and each point tells
-its value when pointed at. A chart is an image to assistive technology, named by its title; give the figures as a table
-besides where they matter.
+Positions across are in per cent of the width and text is in pixels, so a chart is as readable on a phone as on a
+screen: it gets narrower, not smaller. Series differ by colour, by dashes and by the shape of their marks, and each
+point tells its value when pointed at. A chart is an image to assistive technology, named by its title; give the figures
+as a table besides where they matter.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _MARKS = (
 )
 # A line is drawn through at most this many points: more are not to be told apart, and cost bytes.
 _POINTS = 300
+_MARGIN = 52  # pixels at the left of lines, for the figures at the axis
 _MARKED = 12  # at most so many of them have a mark
 
 
@@ -142,32 +143,29 @@ def lines(
     steps = [x for _, points in kept for x, _ in points] or [0.0]
     y_ticks, up = _axis(min(values), max(values), scale)
     x_ticks, along = _axis(min(steps), max(steps), "linear", tight=True)
-    height, top, left = 240, 26, 52
+    height, top = 240, 26
     rules = [
         markup(
             '<line class="axis" x1="0" x2="100%" y1="{}%" y2="{}%"/>'
             '<text class="quiet" x="-8" y="{}%" dy="4" text-anchor="end">{}</text>\n',
             *(_position(1 - up(tick)),) * 3,
-            number(tick),
+            _tick(tick),
         )
         for tick in y_ticks
     ]
-    rules += [
-        markup('<text class="quiet" x="{}%" y="100%" dy="18" text-anchor="middle">{}</text>\n', _position(along(tick)), number(tick))
-        for tick in x_ticks
-    ]  # fmt: skip
+    label = '<text class="quiet" x="{}%" y="100%" dy="18" text-anchor="middle">{}</text>\n'
+    rules += [markup(label, _position(along(tick)), _tick(tick)) for tick in x_ticks]
     if reference is not None:
         at = _position(1 - up(reference))
         rules.append(markup('<line class="reference" x1="0" x2="100%" y1="{}%" y2="{}%"/>\n', at, at))
     drawn = [_line(n, name, points, along, up) for n, (name, points) in enumerate(kept)]
-    # Percentages are of the inner viewport, so the margins for the labels are cut off by `calc` in its style.
     inner = markup(
-        '<text class="quiet" x="0" y="14">{}</text>\n'
-        '<svg x="{}" y="{}" style="width:calc(100% - {}px)" width="88%" height="{}" overflow="visible">\n{}{}</svg>\n'
+        '<text class="quiet" x="-{}" y="14">{}</text>\n'
+        '<svg y="{}" width="100%" height="{}" overflow="visible">\n{}{}</svg>\n'
         '<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
-        *(y_label, left, top, left + 16, height, join(rules), join(drawn), top + height + 38, x_label),
+        *(_MARGIN, y_label, top, height, join(rules), join(drawn), top + height + 38, x_label),
     )
-    return _legend([each.name for each in series]) + _svg(title, top + height + 46, inner)
+    return _legend([each.name for each in series]) + _svg(title, top + height + 46, inner, _MARGIN, 16)
 
 
 def intervals(
@@ -209,7 +207,7 @@ def intervals(
         markup(
             '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="{}"/>'
             '<text class="quiet" x="{}%" y="{}" text-anchor="middle">{}</text>\n',
-            *(_position(along(tick)), _position(along(tick)), y, _position(along(tick)), y + 16, number(tick)),
+            *(_position(along(tick)), _position(along(tick)), y, _position(along(tick)), y + 16, _tick(tick)),
         )
         for tick in ticks
     ]
@@ -217,20 +215,30 @@ def intervals(
         at = _position(along(reference))
         grid.append(markup('<line class="reference" x1="{}%" x2="{}%" y1="0" y2="{}"/>\n', at, at, y))
     inner = markup(
-        '<svg x="12" style="width:calc(100% - 40px)" width="94%" height="{}" overflow="visible">\n{}{}</svg>\n'
-        '<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
-        *(y + 20, join(grid), join(drawn), y + 36, x_label),
+        '{}{}<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
+        join(grid),
+        join(drawn),
+        y + 36,
+        x_label,
     )
-    return _legend(names, dashes=False) + _svg(title, y + 44, inner)
+    return _legend(names, dashes=False) + _svg(title, y + 44, inner, 14, 20)
 
 
-def _svg(title: str, height: int, content: Markup) -> Markup:
+def _svg(title: str, height: int, content: Markup, left: int = 0, right: int = 0) -> Markup:
+    """The whole chart; its margins are padding, so that per cent are of what lies between them."""
     return markup(
-        '<svg class="chart" role="img" aria-label="{}" height="{}" xmlns="http://www.w3.org/2000/svg">\n{}</svg>\n',
+        '<svg class="chart" role="img" aria-label="{}" height="{}" style="padding:0 {}px 0 {}px" '
+        'xmlns="http://www.w3.org/2000/svg">\n{}</svg>\n',
         title,
         height,
+        right,
+        left,
         content,
     )
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.10g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.0e}"
 
 
 def _position(share: float) -> str:
@@ -254,7 +262,7 @@ def _axis(
         return _log_axis(low, high)
     if low == high:
         low, high = (low, low + 1) if tight else (low - abs(low) / 10 - 0.05, high + abs(high) / 10 + 0.05)
-    step = _step((high - low) / 4)
+    step = _step((high - low) / 6)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     if not tight:
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

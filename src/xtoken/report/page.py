@@ -1,8 +1,8 @@
 """The page: one HTML document that loads nothing, whatever it shows.
 
 Text is told from markup by type (markupsafe): a `Markup` goes into the page as it is, anything else is escaped. Law: no
-`str` reaches a page unescaped, so a training text that holds `<script>` stays text. Build markup with `markup("<b>{}</b>",
-x)`, which escapes what it fills in; an f-string makes a `str`, which the page would show as text.
+`str` reaches a page unescaped, so a training text that holds `<script>` stays text. Build markup with
+`markup("<b>{}</b>", x)`, which escapes what it fills in; an f-string makes a `str`, which is shown as text.
 
 Without JavaScript everything is there to read: tables unsorted, tabs one below the other.
 """
@@ -193,12 +193,9 @@ def _heading(heading: str, is_right: bool, sortable: bool) -> Markup:
 
 
 def _row(row: Sequence[Cell], right: Sequence[bool]) -> Markup:
-    cells = [
-        markup('<{}{}{}>{}</{}>', Markup('th scope="row"' if n == 0 else "td"), _side(is_right), _key(cell), _shown(cell),
-               "th" if n == 0 else "td")
-        for n, (cell, is_right) in enumerate(zip(row, right, strict=True))
-    ]  # fmt: skip
-    return markup("<tr>{}</tr>\n", join(cells))
+    name, *others = [(_side(is_right), _key(cell), _shown(cell)) for cell, is_right in zip(row, right, strict=True)]
+    cells = join(markup("<td{}{}>{}</td>", *other) for other in others)
+    return markup("<tr>{}{}</tr>\n", markup('<th scope="row"{}{}>{}</th>', *name), cells)
 
 
 def _side(is_right: bool) -> Markup:
