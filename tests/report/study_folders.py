@@ -185,7 +185,8 @@ def _answers(comparisons: Sequence[dict[str, Any]], made: MadeUp) -> list[dict[s
                 "verdict": verdict,
                 "claims": [
                     {
-                        "sentence": f"{c['method']} against {c['baseline']} on {c['measure']}: {verdict}.",
+                        "sentence": f"On {c['pair']} {c['method']} against {c['baseline']} by {c['difference']:.3g} "
+                        f"{c['measure']} (95 % interval, {c['seeds']} seeds).",
                         "verdict": verdict,
                         "pair": c["pair"],
                         "measure": c["measure"],

@@ -30,7 +30,7 @@ from xtoken.report.page import (
     tabs,
 )
 from xtoken.report.study_charts import Dot, Link, Spot, dots, scatter
-from xtoken.report.study_folder import Claim, Comparison, Measure, Method, Question, StudyFolder, Summary, read_study
+from xtoken.report.study_folder import Comparison, Measure, Method, Question, StudyFolder, Summary, read_study
 from xtoken.report.study_views import TRADE_OFFS, ClaimRow, Swept, claim_rows, ends, joints, swept, times, trade_off
 
 __all__ = ["study_page"]
@@ -99,7 +99,7 @@ def _verdict(study: StudyFolder) -> Markup:
     """How many questions hold, each question with its claims, and the claims drawn."""
     if not study.questions:
         return _absent(study, "answers.json", "the study asks no questions") + _cards(study)
-    return join([_cards(study), *(_question(q, study) for q in study.questions), _claim_charts(study)])
+    return join([_cards(study), *(_question(q) for q in study.questions), _claim_charts(study)])
 
 
 def _cards(study: StudyFolder) -> Markup:
@@ -118,35 +118,14 @@ def _cards(study: StudyFolder) -> Markup:
     return headline(cards)
 
 
-def _question(question: Question, study: StudyFolder) -> Markup:
+def _question(question: Question) -> Markup:
     return markup(
         '<h3>{} – ({}) {}</h3>\n<ul class="claims">\n{}</ul>\n',
         _word(question.verdict),
         question.id,
         question.asks or "asked by its claims alone",
-        join(_claim(claim, study) for claim in question.claims),
+        join(markup("<li>{}: {}</li>\n", _word(c.verdict), c.sentence) for c in question.claims),
     )
-
-
-def _claim(claim: Claim, study: StudyFolder) -> Markup:
-    measure = study.measure(claim.measure)
-    return markup(
-        '<li>{}: {}<span class="remark">{}: {} less {}, {}</span></li>\n',
-        *(_word(claim.verdict), claim.sentence, f"{claim.pair}, {claim.measure}"),
-        *(study.label_of(claim.left), study.label_of(claim.right)),
-        _difference(claim, measure.unit if measure else ""),
-    )
-
-
-def _difference(claim: Claim, unit: str) -> str:
-    if claim.difference is None:
-        return "nothing measured"
-    interval = (
-        "no interval with one seed"
-        if claim.low is None or claim.high is None
-        else f"95 % interval {number(claim.low)} to {number(claim.high)}, {_many(claim.seeds, 'seed')}"
-    )
-    return f"{number(claim.difference)} {unit} ({interval})"
 
 
 def _claim_charts(study: StudyFolder) -> Markup:
@@ -254,7 +233,7 @@ def _difference_chart(study: StudyFolder, pair: str, measure: Measure, baseline:
     drawn = [
         Dot(
             **_name(study, method, rows),
-            value=row.difference,
+            value=ends(row)[0],
             low=row.low,
             high=row.high,
             series=_COMPARED.get(row.verdict, 0),
@@ -299,7 +278,7 @@ def _trade_offs(study: StudyFolder) -> Markup:
 def _trade_off_charts(study: StudyFolder, pair: str) -> list[Markup]:
     bases = list(dict.fromkeys(m.base for m in study.methods))
     legend = [study.label(Method(base)) for base in bases]
-    found = []
+    found: list[Markup] = []
     for x, y in TRADE_OFFS:
         points = trade_off(study, pair, x, y)
         if not points:
@@ -363,7 +342,7 @@ def _references(study: StudyFolder) -> Markup:
     """What the models reach that nothing trained here, and what the audit says of each pair."""
     if not study.references:
         return _absent(study, "references.json", "no model was measured")
-    found = []
+    found: list[Markup] = []
     for pair, here in study.references.items():
         columns = [m.name for m in study.measures if study.reference_values(pair, m.name)]
         by_measure = {name: study.reference_values(pair, name) for name in columns}

@@ -15,7 +15,7 @@ from xtoken.report.page import Markup, join, markup, number
 
 __all__ = ["Dot", "Link", "Spot", "dots", "scatter"]
 
-_ROW, _NAMES, _NOTES = 22, 150, 92  # pixels: a row's height, the columns of names and of notes
+_ROW, _NAMES, _NOTES = 22, 166, 100  # pixels: a row's height, the columns of names and of notes
 _NAME_LETTERS, _NOTE_LETTERS = 24, 14  # that fit in them
 _MORE = 0.03  # of what the values span, at each end of an axis: a mark is not cut in half
 _TICKS = 6  # at most, about
@@ -75,7 +75,6 @@ def dots(
     title: str,
     x_label: str,
     rules: Sequence[tuple[str, float]] = (),
-    legend: Sequence[str] = (),
 ) -> Markup:
     """Rows of values with intervals over one axis.
 
@@ -84,7 +83,6 @@ def dots(
         title: what the chart shows, for those who do not see it.
         x_label: what is measured, with the unit.
         rules: (name, value) of lines down the chart, such as a baseline's mean; a legend names them.
-        legend: names of the series 0, 1, ... where these mean something.
     """
     values = [v for row in rows if not row.outside for v in (row.value, row.low, row.high) if v is not None]
     values += [value for _, value in rules]
@@ -96,20 +94,18 @@ def dots(
             '<text class="quiet" x="{}%" y="{}" text-anchor="middle">{}</text>\n',
             *(charts._position(along(tick)),) * 2,
             *(height, charts._position(along(tick)), height + 16),
-            "" if n % 2 and len(ticks) > 4 else f"{tick:g}",  # a phone has room for three or four
+            "" if n % 2 and len(ticks) > 4 else charts._tick(tick),  # a phone has room for three or four
         )
         for n, tick in enumerate(ticks)
     ]
     lines = [_rule(n, along(value), height) for n, (_, value) in enumerate(rules)]
     inner = markup(
-        '{}<svg x="{}" style="width:calc(100% - {}px)" width="60%" height="{}" overflow="visible">\n{}{}{}</svg>\n'
-        '<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
-        join(_names(n, row) for n, row in enumerate(rows)),
-        *(_NAMES + 16, _NAMES + _NOTES + 32, height + 20),
+        '{}{}{}{}<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
         *(join(grid), join(lines), join(_dot(n, row, along, bounds) for n, row in enumerate(rows))),
-        *(height + 36, x_label),
+        join(_names(n, row) for n, row in enumerate(rows)),
+        *(_NOTES, height + 36, x_label),
     )
-    return _rule_legend([name for name, _ in rules]) + _shape_legend(legend) + charts._svg(title, height + 44, inner)
+    return _rule_legend([name for name, _ in rules]) + charts._svg(title, height + 44, inner, _NAMES, _NOTES)
 
 
 def _names(n: int, row: Dot) -> Markup:
@@ -117,9 +113,9 @@ def _names(n: int, row: Dot) -> Markup:
     letters = _NAME_LETTERS - (2 if row.indent else 0)
     return markup(
         '<text x="{}" y="{}">{}<title>{}</title></text>'
-        '<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
-        *(14 if row.indent else 0, n * _ROW + 15, _cut(row.label, letters), row.name),
-        *(n * _ROW + 15, _cut(row.note, _NOTE_LETTERS)),
+        '<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
+        *((14 if row.indent else 0) - _NAMES, n * _ROW + 15, _cut(row.label, letters), row.name),
+        *(_NOTES, n * _ROW + 15, _cut(row.note, _NOTE_LETTERS)),
     )
 
 
@@ -214,12 +210,12 @@ def scatter(
     def up(value: float) -> str:
         return f"{charts._position(1 - rise(value))}%"
 
-    height, top, left = 280, 26, 52
+    height, top = 280, 26
     grid = [
         markup(
             '<line class="axis" x1="0" x2="100%" y1="{}" y2="{}"/>'
             '<text class="quiet" x="-8" y="{}" dy="4" text-anchor="end">{}</text>\n',
-            *(up(tick), up(tick), up(tick), f"{tick:g}"),
+            *(up(tick), up(tick), up(tick), charts._tick(tick)),
         )
         for tick in y_ticks
     ]
@@ -227,7 +223,7 @@ def scatter(
         markup(
             '<line class="axis" x1="{}" x2="{}" y1="0" y2="100%"/>'
             '<text class="quiet" x="{}" y="100%" dy="18" text-anchor="middle">{}</text>\n',
-            *(across(tick), across(tick), across(tick), f"{tick:g}"),
+            *(across(tick), across(tick), across(tick), charts._tick(tick)),
         )
         for tick in x_ticks
     ]
@@ -235,12 +231,12 @@ def scatter(
     drawn = [_link(at[link.start], at[link.end], across, up, link.dotted) for link in links]
     drawn += [_spot(spot, across, up) for spot in sorted(spots, key=lambda spot: not spot.is_variant)]
     inner = markup(
-        '<text class="quiet" x="0" y="14">{}</text>\n'
-        '<svg x="{}" y="{}" style="width:calc(100% - {}px)" width="88%" height="{}" overflow="visible">\n{}{}</svg>\n'
+        '<text class="quiet" x="-{}" y="14">{}</text>\n'
+        '<svg y="{}" width="100%" height="{}" overflow="visible">\n{}{}</svg>\n'
         '<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
-        *(y_label, left, top, left + 16, height, join(grid), join(drawn), top + height + 38, x_label),
+        *(charts._MARGIN, y_label, top, height, join(grid), join(drawn), top + height + 38, x_label),
     )
-    return _shape_legend(legend) + charts._svg(title, top + height + 46, inner)
+    return _shape_legend(legend) + charts._svg(title, top + height + 46, inner, charts._MARGIN, 16)
 
 
 def _link(

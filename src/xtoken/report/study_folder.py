@@ -93,14 +93,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method less a baseline, paired by seed; `verdict` is better, worse or undecided."""
+    """A method less a baseline, paired by seed; `verdict` is better, worse or undecided.
+
+    `difference` is None where the two have no seed in common: one of them failed.
+    """
 
     pair: str
     measure: str
     method: Method
     baseline: str
     seeds: int
-    difference: float
+    difference: float | None
     low: float | None
     high: float | None
     verdict: str
@@ -212,11 +215,11 @@ class StudyFolder:
         return {method: found[method] for method in self.methods if method in found}
 
     def against(self, pair: str, measure: str, baseline: str) -> dict[Method, Comparison]:
-        """The methods' differences from a baseline, in the study's order."""
+        """The methods' differences from a baseline, where there are any, in the study's order."""
         found = {
             c.method: c
             for c in self.comparisons
-            if (c.pair, c.measure, c.baseline) == (pair, measure, baseline) and c.method.name != baseline
+            if (c.pair, c.measure, c.baseline) == (pair, measure, baseline) and c.difference is not None
         }
         order = {method: place for place, method in enumerate(self.methods)}
         return {m: found[m] for m in sorted(found, key=lambda m: (order.get(m, len(order)), m.name))}
@@ -341,7 +344,7 @@ def _comparison(row: _Row) -> Comparison:
         method=row.method,
         baseline=row.text("baseline"),
         seeds=int(row.text("seeds")),
-        difference=row.number("difference"),
+        difference=row.maybe("difference"),
         low=row.maybe("low"),
         high=row.maybe("high"),
         verdict=row.text("verdict"),

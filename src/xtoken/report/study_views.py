@@ -145,6 +145,12 @@ def _improvement(claim: Claim, measure: Measure) -> tuple[float, float, float] |
 
 
 def ends(row: Summary | Comparison) -> tuple[float, float, float]:
-    """The mean and its interval, which is the mean itself with one seed."""
+    """The mean and its interval, which is the mean itself with one seed.
+
+    Raises:
+        ValueError: a comparison without a difference; `StudyFolder.against` gives none.
+    """
     mean = row.mean if isinstance(row, Summary) else row.difference
+    if mean is None:
+        raise ValueError(f"{row.method.name} and its baseline have no seed in common")
     return mean, mean if row.low is None else row.low, mean if row.high is None else row.high
