@@ -226,7 +226,7 @@ def _questions(study: StudyFolder) -> Figure:
         axis.axvline(0, color=FAINT, lw=0.8, zorder=1)
         for place, row in enumerate(rows):
             _interval(axis, place, row.ends, _ANSWERS.get(row.claim.verdict, _ANSWERS["undecided"]))
-        _rows(axis, [row.label for row in rows])
+        _rows(axis, [f"{row.label}, {row.claim.pair}" for row in rows])
         axis.set_xlabel(f"improvement in {measure.name} ({measure.unit})")
     for verdict, style in _ANSWERS.items():
         axes[0].plot([], [], ls="", label=verdict, **style)

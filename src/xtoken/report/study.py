@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xtoken.report.charts import Interval, intervals
 from xtoken.report.page import (
     Cell,
     Keyed,
@@ -129,30 +128,40 @@ def _question(question: Question) -> Markup:
 
 
 def _claim_charts(study: StudyFolder) -> Markup:
-    """The claims' intervals, a chart a measure: units differ."""
-    charts = [
-        (
-            measure.name,
-            figure(
-                intervals(
-                    [("", [_claim_interval(row) for row in rows])],
-                    title=f"Claims on {measure.name}",
-                    x_label=f"improvement, {measure.unit}",
-                    reference=0.0,
-                ),
-                "The improvement of the claim's first method over its second: right of the line the first is better.",
-            ),
+    """The claims' intervals, a tab a measure (units differ), a chart a pair."""
+    panels = []
+    for measure in study.measures:
+        rows = claim_rows(study, measure)
+        pairs = dict.fromkeys(row.claim.pair for row in rows)
+        charts = [_claim_chart(pair, measure, [row for row in rows if row.claim.pair == pair]) for pair in pairs]
+        if charts:
+            panels.append((measure.name, join(charts)))
+    return markup("<h3>The claims drawn</h3>\n{}", tabs("Measure of the claims", panels)) if panels else Markup("")
+
+
+def _claim_chart(pair: str, measure: Measure, rows: Sequence[ClaimRow]) -> Markup:
+    drawn = [
+        Dot(
+            label=row.label,
+            name=row.label,
+            value=row.ends[0],
+            low=None if row.claim.low is None else row.ends[1],
+            high=None if row.claim.high is None else row.ends[2],
+            series=_ANSWERED.get(row.claim.verdict, _ANSWERED["undecided"]),
+            note=_plain(row.claim.verdict),
         )
-        for measure in study.measures
-        if (rows := claim_rows(study, measure))
+        for row in rows
     ]
-    return markup("<h3>The claims drawn</h3>\n{}", tabs("Measure of the claims", charts)) if charts else Markup("")
-
-
-def _claim_interval(row: ClaimRow) -> Interval:
-    value, low, high = row.ends
-    series = _ANSWERED.get(row.claim.verdict, _ANSWERED["undecided"])
-    return Interval(row.label, value, low, high, series=series, note=_plain(row.claim.verdict))
+    chart = dots(
+        drawn,
+        title=f"Claims on {measure.name}, {pair}",
+        x_label=f"improvement, {measure.unit}",
+        rules=[("no difference", 0.0)],
+    )
+    caption = (
+        "The improvement of the first over the second, and its 95 % interval: right of the line the first is better."
+    )
+    return markup("<h4>{}</h4>\n{}", pair, figure(chart, caption))
 
 
 # --- means ---

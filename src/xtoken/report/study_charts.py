@@ -1,6 +1,6 @@
 """The charts a study's page needs beside those of `charts`: many methods in few pixels, and two measures at once.
 
-Rows are 22 pixels with the name at the left, so that forty methods can be seen together; like the other charts they
+Rows are low, with the name at the left, so that forty methods can be seen together; like the other charts they
 narrow instead of shrinking. Shapes, rings and words say what colours say.
 """
 
@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten, wrap
 
 from xtoken.report import charts
 from xtoken.report.page import Markup, join, markup, number
 
 __all__ = ["Dot", "Link", "Spot", "dots", "scatter"]
 
-_ROW, _NAMES, _NOTES = 22, 166, 100  # pixels: a row's height, the columns of names and of notes
+_ROW, _TALL = 22, 38  # pixels: a row whose name fits in a line, and one of two lines
+_NAMES, _NOTES = 166, 100  # pixels: the columns of names and of notes
 _NAME_LETTERS, _NOTE_LETTERS = 24, 14  # that fit in them
 _MORE = 0.03  # of what the values span, at each end of an axis: a mark is not cut in half
 _TICKS = 6  # at most, about
@@ -27,7 +29,7 @@ class Dot:
     """A row: a value with its interval.
 
     Attributes:
-        label: at the left; cut where it is long.
+        label: at the left, in two lines where it is long and cut where it is longer.
         name: the whole name, told when the mark is pointed at.
         value, low, high: the mark and the ends of its line; no line without ends.
         series: colour and shape of the mark, from 0.
@@ -87,7 +89,8 @@ def dots(
     values = [v for row in rows if not row.outside for v in (row.value, row.low, row.high) if v is not None]
     values += [value for _, value in rules]
     ticks, along, bounds = _axis(min(values), max(values))
-    height = _ROW * len(rows)
+    step = _ROW if all(len(_wrapped(row)) == 1 for row in rows) else _TALL
+    height = step * len(rows)
     grid = [
         markup(
             '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="{}"/>'
@@ -101,32 +104,41 @@ def dots(
     lines = [_rule(n, along(value), height) for n, (_, value) in enumerate(rules)]
     inner = markup(
         '{}{}{}{}<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
-        *(join(grid), join(lines), join(_dot(n, row, along, bounds) for n, row in enumerate(rows))),
-        join(_names(n, row) for n, row in enumerate(rows)),
+        *(join(grid), join(lines), join(_dot(row, step * n + step // 2, along, bounds) for n, row in enumerate(rows))),
+        join(_names(row, step * n + step // 2) for n, row in enumerate(rows)),
         *(_NOTES, height + 36, x_label),
     )
     return _rule_legend([name for name, _ in rules]) + charts._svg(title, height + 44, inner, _NAMES, _NOTES)
 
 
-def _names(n: int, row: Dot) -> Markup:
+def _names(row: Dot, y: int) -> Markup:
     """A row's name and note; the title holds what was cut from the name."""
-    letters = _NAME_LETTERS - (2 if row.indent else 0)
+    lines = _wrapped(row)
+    texts = [
+        markup(
+            '<text x="{}" y="{}">{}<title>{}</title></text>',
+            *((14 if row.indent else 0) - _NAMES, y + 4 + 15 * n - (7 if len(lines) > 1 else 0), line, row.name),
+        )
+        for n, line in enumerate(lines)
+    ]
     return markup(
-        '<text x="{}" y="{}">{}<title>{}</title></text>'
-        '<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
-        *((14 if row.indent else 0) - _NAMES, n * _ROW + 15, _cut(row.label, letters), row.name),
-        *(_NOTES, n * _ROW + 15, _cut(row.note, _NOTE_LETTERS)),
+        '{}<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
+        *(join(texts), _NOTES, y + 4, shorten(row.note, _NOTE_LETTERS, placeholder="…")),
     )
 
 
-def _dot(n: int, row: Dot, along: Callable[[float], float], bounds: tuple[float, float]) -> Markup:
-    y = n * _ROW + 11
+def _wrapped(row: Dot) -> list[str]:
+    letters = _NAME_LETTERS - (2 if row.indent else 0)
+    return wrap(row.label, letters, max_lines=2, placeholder="…", break_on_hyphens=False) or [""]
+
+
+def _dot(row: Dot, y: int, along: Callable[[float], float], bounds: tuple[float, float]) -> Markup:
     if row.outside and not bounds[0] <= row.value <= bounds[1]:
         low = row.value < bounds[0]
         return markup(
             '<text class="quiet" x="{}" y="{}" text-anchor="{}">{}</text>\n',
             *("0" if low else "100%", y + 4, "start" if low else "end"),
-            f"◂ {number(row.value)}" if low else f"{number(row.value)} ▸",
+            "◂" if low else "▸",
         )
     told = f"{row.name}: {number(row.value)}"
     whisker = Markup("")
@@ -267,7 +279,3 @@ def _axis(low: float, high: float) -> tuple[list[float], Callable[[float], float
     step = charts._step((high - low) / _TICKS)
     ticks = [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return ticks, lambda value: (value - low) / (high - low), (low, high)
-
-
-def _cut(text: str, letters: int) -> str:
-    return text if len(text) <= letters else f"{text[: letters - 1]}…"

@@ -38,7 +38,7 @@ __all__ = [
 T = TypeVar("T")
 
 # How one base method's variants are joined in a plot: "weight 0.3" is the value 0.3 of the series "weight".
-_ENDS_IN_NUMBER = re.compile(r"(?P<stem>.*\D)?(?<![\w.])(?P<value>[-+]?\d+(\.\d+)?([eE][-+]?\d+)?)")
+_ENDS_IN_NUMBER = re.compile(r"(?P<stem>(.*[\s=])?)(?P<value>[-+]?\d+(\.\d+)?([eE][-+]?\d+)?)")
 
 
 class Method(NamedTuple):
@@ -241,7 +241,7 @@ def variant_series(methods: Iterable[Method]) -> list[list[Method]]:
     series: dict[tuple[str, str], list[tuple[float, Method]]] = {}
     for method in methods:
         if number := _ENDS_IN_NUMBER.fullmatch(method.variant):
-            stem = (number["stem"] or "").strip()
+            stem = number["stem"].strip()
             series.setdefault((method.base, stem), []).append((float(number["value"]), method))
     return [[method for _, method in sorted(found)] for found in series.values() if len(found) > 1]
 

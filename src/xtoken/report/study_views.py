@@ -120,7 +120,7 @@ def times(study: StudyFolder) -> list[Time]:
 def claim_rows(study: StudyFolder, measure: Measure) -> list[ClaimRow]:
     """The claims on one measure that have a difference, in the questions' order."""
     return [
-        ClaimRow(f"({question.id}) {_sides(study, claim)}, {claim.pair}", claim, ends)
+        ClaimRow(f"({question.id}) {_sides(study, claim)}", claim, ends)
         for question in study.questions
         for claim in question.claims
         if claim.measure == measure.name and (ends := _improvement(claim, measure)) is not None
