@@ -15,7 +15,7 @@ from typing import Literal
 
 from xtoken.report.page import Markup, join, markup, number
 
-__all__ = ["Bar", "Interval", "Series", "bars", "intervals", "lines", "percent"]
+__all__ = ["Bar", "Interval", "Scale", "Series", "bars", "grid", "intervals", "lines", "percent"]
 
 Scale = Literal["linear", "log"]
 
@@ -357,3 +357,31 @@ def _legend(names: Sequence[str], *, dashes: bool = True) -> Markup:
         for n, name in enumerate(names)
     ]
     return markup('<ul class="legend">\n{}</ul>\n', join(items))
+
+
+def grid(counts: Sequence[Sequence[int]], *, title: str) -> Markup:
+    """Counts as squares, the darker the more, in steps of powers of ten; an empty one is left out.
+
+    Args:
+        counts: row by row, each as long as there are rows.
+        title: what the chart shows, for those who do not see it.
+    """
+    side = len(counts)
+    deepest = max((math.log10(n) for row in counts for n in row if n), default=0.0)
+    squares = [
+        markup('<rect x="{}" y="{}" width="1" height="1" opacity="{}"/>', x, y, f"{_depth(n, deepest):.2g}")
+        for y, row in enumerate(counts)
+        for x, n in enumerate(row)
+        if n
+    ]
+    return markup(
+        '<svg class="grid" role="img" aria-label="{}" viewBox="0 0 {} {}" xmlns="http://www.w3.org/2000/svg">'
+        '<rect class="track" width="{}" height="{}"/>{}</svg>\n',
+        title,
+        *(side, side, side, side),
+        join(squares),
+    )
+
+
+def _depth(n: int, deepest: float) -> float:
+    return 1.0 if not deepest else 0.2 + 0.8 * math.floor(math.log10(n) + 1e-9) / max(1, math.floor(deepest + 1e-9))

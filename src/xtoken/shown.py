@@ -1,0 +1,22 @@
+"""Tokens and texts as people are to read them: white space shown, and bytes that are no text written out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xtoken.tokens import Vocabulary
+
+__all__ = ["token_text", "visible"]
+
+_VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+
+
+def visible(text: str) -> str:
+    """A token's text with its white space shown."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.translate(_VISIBLE))
+
+
+def token_text(vocabulary: Vocabulary, token: int) -> str:
+    """A token as text: a special one as it is written; bytes that are no text on their own as \\xHH."""
+    return vocabulary.contents.get(token) or vocabulary.tokens[token].decode("utf-8", "backslashreplace")
