@@ -68,6 +68,8 @@ def write_study(folder: Path, made: MadeUp | None = None) -> Path:
     _write(folder / "summary.csv", summaries)
     comparisons = list(_comparisons(done, made))
     _write(folder / "comparisons.csv", comparisons)
+    _write(folder / "sweep.csv", _sweep(cells, made))
+    (folder / "statistics.json").write_text(json.dumps({"sentence": f"{len(comparisons)} comparisons, at 95 %."}))
     (folder / "answers.json").write_text(json.dumps(_answers(comparisons, made)), encoding="utf-8")
     (folder / "references.json").write_text(json.dumps(_references(made)), encoding="utf-8")
     (folder / "machine.json").write_text(json.dumps(_machine(len(cells))), encoding="utf-8")
@@ -172,6 +174,15 @@ def _comparisons(cells: Sequence[dict[str, Any]], made: MadeUp) -> Iterable[dict
                        "verdict": verdict, "sentence": f"{method} is {verdict} against {baseline}"}  # fmt: skip
 
 
+def _sweep(cells: Iterable[dict[str, Any]], made: MadeUp) -> Iterable[dict[str, Any]]:
+    for cell in cells:
+        if cell["stage"] == "sweep":
+            measured = cell["measures"]["bits_per_byte"]
+            yield {"pair": cell["pair"], "method": cell["method"], "value": cell["learning_rate"],
+                   "measure": "bits_per_byte", "seeds": 1, "mean": measured,
+                   "chosen": cell["learning_rate"] == 2e-3}  # fmt: skip
+
+
 def _answers(comparisons: Sequence[dict[str, Any]], made: MadeUp) -> list[dict[str, Any]]:
     """Three questions, one of each verdict, from whatever was compared; the claims' own verdicts are as they fall."""
     verdicts = {"holds": "better", "fails": "worse", "undecided": "undecided"}
@@ -208,7 +219,7 @@ def _references(made: MadeUp) -> dict[str, Any]:
     values = {"bits_per_byte": 0.42, "exact_answers": 0.95}
     return {
         pair: {
-            "models": {"main": values},
+            "models": {"main": {**values, "key": "0f"}},
             "student": {"bits_per_byte": 8.0, "exact_answers": 0.0},
             "audit": {"recommended_loss": "p-kl", "reason": "numerals of several digits are not in common"},
         }
@@ -220,7 +231,8 @@ def _machine(cells: int) -> dict[str, Any]:
     return {
         "commit": "0123456789abcdef", "dirty": False, "date": "2026-11-28T12:00:00+00:00", "cpu": "A made-up CPU",
         "cores": 2, "gpu": None, "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0",
-        "seconds": {"wall": 3000.0, "cpu": 5800.0}, "jobs": 2, "cells": cells,
+        "seconds": {"wall": 3000.0, "cpu": 5800.0}, "jobs": 2, "quick": False,
+        "cells": {"planned": cells, "done": cells, "failed": 0},
     }  # fmt: skip
 
 

@@ -87,7 +87,8 @@ def test_study_yaml_alone_is_a_study_that_has_just_begun(folder: Path, tmp_path:
     (tmp_path / "study.yaml").write_text((folder / "study.yaml").read_text())
     study = read_study(tmp_path)
     assert set(study.absent) == {
-        "results.csv", "summary.csv", "comparisons.csv", "answers.json", "references.json", "machine.json", "cells/"
+        "results.csv", "summary.csv", "comparisons.csv", "sweep.csv", "answers.json", "references.json",
+        "statistics.json", "machine.json", "cells/"
     }  # fmt: skip
     assert (study.methods, study.pairs, study.measures, study.questions) == ((), (), (), ())
 

@@ -12,8 +12,6 @@ from xtoken.cli.console import err, out, reports_errors
 __all__ = ["report_command"]
 
 _NAME = "report.html"
-# What `xtoken study` leaves in its folder.
-_STUDY = ("machine.json", "results.csv")
 
 
 @reports_errors
@@ -28,28 +26,45 @@ def report_command(
         Path | None, typer.Option(help="Of a run: texts to read, .txt, .jsonl or .parquet, in place of its own.")
     ] = None,
     documents: Annotated[int | None, typer.Option(min=1, help="Of a run: texts to read at most (default 32).")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Of a study: a folder for its figures as SVG and PNG, for papers.")
+    ] = None,
 ) -> None:
     """Show a run or a study on one page: a single HTML file, which loads nothing and can be sent as it is."""
     from xtoken.errors import XTokenError
     from xtoken.report.page import write_page
+    from xtoken.report.study_folder import is_study_folder
 
     if not folder.is_dir():
         raise XTokenError(f"there is no folder {folder}: give the output folder of a run or of a study")
-    if all((folder / name).is_file() for name in _STUDY):
+    if is_study_folder(folder):
         if texts is not None or documents is not None:
             raise XTokenError("--texts and --documents have no effect on the report of a study: its texts are settled")
         document = _study(folder)
     else:
+        if figures is not None:
+            raise XTokenError("--figures has no effect on the report of a run: it draws the results of a study")
         document = _run(folder, texts, documents)
     path = output if output is not None else folder / _NAME
     write_page(path, document)
     out().print(f"written to {path}", soft_wrap=True)
+    if figures is not None:
+        _draw(folder, figures)
 
 
 def _study(folder: Path) -> str:
-    from xtoken.report.study import study_page  # type: ignore[import-not-found, unused-ignore]
+    from xtoken.report.study import study_page
 
-    return str(study_page(folder))
+    return study_page(folder)
+
+
+def _draw(folder: Path, figures: Path) -> None:
+    from xtoken.report.figures import write_figures
+    from xtoken.report.study_folder import read_study
+
+    err().print("drawing the figures", style="dim")
+    written = write_figures(read_study(folder), figures)
+    out().print(f"{len(written)} files in {figures}", soft_wrap=True)
 
 
 def _run(folder: Path, texts: Path | None, documents: int | None) -> str:

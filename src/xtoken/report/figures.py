@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from xtoken.errors import XTokenError
 from xtoken.files import write_whole
 from xtoken.report.study_folder import Measure, Method, StudyFolder
-from xtoken.report.study_views import TRADE_OFFS, claim_rows, ends, joints, swept, trade_off
+from xtoken.report.study_views import TRADE_OFFS, Swept, claim_rows, ends, joints, swept, swept_values, trade_off
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -308,6 +308,7 @@ def _sweeps(study: StudyFolder) -> Figure:
     """The measure that decided by the swept value, a line a method, the chosen value filled."""
     from matplotlib.figure import Figure
 
+    declared = study.settings.get("sweep") or {}
     pairs = [pair for pair in study.pairs if swept(study, pair)]
     bases = list(dict.fromkeys(s.method for pair in pairs for s in swept(study, pair)))
     columns = 5
@@ -316,14 +317,13 @@ def _sweeps(study: StudyFolder) -> Figure:
     figure = Figure(figsize=(TEXT if len(pairs) > 1 else COLUMN, height), layout="constrained")
     axes = list(figure.subplots(rows, min(2, len(pairs)), squeeze=False).flat)
     for axis, pair in zip(axes, pairs, strict=False):
+        values = swept_values(swept(study, pair))
         for found in swept(study, pair):
             number = bases.index(found.method)
-            _swept_line(axis, found.means, found.chosen, COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
-        axis.set(xscale="log", title=pair, xlabel=str(study.settings["sweep"].get("key", "")))
-        rates = sorted({rate for found in swept(study, pair) for rate in found.means})
-        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        axis.set_xticks([], minor=True)
-        axis.set_ylabel(f"{study.settings['sweep'].get('choose_by', '')}, validation")
+            _swept_line(axis, values, found, COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+        axis.set(title=pair, xlabel=str(declared.get("key", "")))
+        axis.set_xticks(range(len(values)), values)
+        axis.set_ylabel(f"{declared.get('choose_by', '')}, validation")
     for axis in axes[len(pairs) :]:
         axis.remove()
     handles = [axes[0].plot([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], ms=3.6, lw=0.7,
@@ -334,10 +334,13 @@ def _sweeps(study: StudyFolder) -> Figure:
     return figure
 
 
-def _swept_line(axis: Axes, means: Mapping[float, float], chosen: float | None, colour: str, marker: str) -> None:
-    axis.plot(list(means), list(means.values()), color=colour, lw=0.7, marker=marker, mfc="white", ms=3.2, mew=0.7)
-    if chosen is not None and chosen in means:
-        axis.plot(chosen, means[chosen], marker, color=colour, ms=4.4)
+def _swept_line(axis: Axes, values: Sequence[str], found: Swept, colour: str, marker: str) -> None:
+    """Values at equal steps: a sweep's are declared so that each is as far from the next."""
+    there = [n for n, value in enumerate(values) if value in found.means]
+    means = [found.means[values[n]] for n in there]
+    axis.plot(there, means, color=colour, lw=0.7, marker=marker, mfc="white", ms=3.2, mew=0.7)
+    if found.chosen is not None:
+        axis.plot(values.index(found.chosen), found.means[found.chosen], marker, color=colour, ms=4.4)
 
 
 # --- what they share ---

@@ -30,7 +30,18 @@ from xtoken.report.page import (
 )
 from xtoken.report.study_charts import Dot, Link, Spot, dots, scatter
 from xtoken.report.study_folder import Comparison, Measure, Method, Question, StudyFolder, Summary, read_study
-from xtoken.report.study_views import TRADE_OFFS, ClaimRow, Swept, claim_rows, ends, joints, swept, times, trade_off
+from xtoken.report.study_views import (
+    TRADE_OFFS,
+    ClaimRow,
+    Swept,
+    claim_rows,
+    ends,
+    joints,
+    swept,
+    swept_values,
+    times,
+    trade_off,
+)
 
 __all__ = ["study_page"]
 
@@ -84,7 +95,8 @@ def _lede(study: StudyFolder) -> str:
         _many(len(study.pairs), "pair of models", "pairs of models"),
         _many(_seed_count(study), "seed"),
     ]
-    return f"{', '.join(counts)}. Intervals are of 95 % over seeds; comparisons are paired by seed."
+    quick = "A quick run, smaller than the study. " if study.machine.get("quick") else ""
+    return f"{quick}{', '.join(counts)}. Intervals are of 95 % over seeds; comparisons are paired by seed."
 
 
 def _seed_count(study: StudyFolder) -> int:
@@ -109,10 +121,10 @@ def _cards(study: StudyFolder) -> Markup:
         for verdict, words in (("holds", "hold"), ("fails", "fail"), ("undecided", "undecided"))
         if total
     ]
-    done = sum(1 for c in study.cells if c.status == "done")
-    if study.cells:
-        failed = sum(1 for c in study.cells if c.status == "failed")
-        cards.append(("Trainings", number(done), f"{failed} failed" if failed else "none failed"))
+    done = len({(r.pair, r.method, r.stage, r.seed, r.learning_rate) for r in study.results})
+    if done:
+        failed = len(study.failed)
+        cards.append(("Trainings", number(done), f"{failed} more failed" if failed else ""))
     cards.append(("Seeds", number(_seed_count(study)), "" if _seed_count(study) > 1 else "no intervals with one seed"))
     return headline(cards)
 
@@ -317,29 +329,27 @@ def _sweep(study: StudyFolder) -> Markup:
     declared = study.settings.get("sweep")
     if not declared:
         return note("The study sweeps nothing: each method trains with its own settings.")
-    values = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in declared.get("values", ()))
+    if study.machine.get("quick") and not study.sweep:
+        return note("A quick run leaves the sweep out: each method trains with its own settings.")
+    values = ", ".join(str(value) for value in declared.get("values", ()))
     said = paragraphs(
         f"Declared before: {declared.get('key')} of {values}, chosen by {declared.get('choose_by')} on the validation "
         f"text with {_many(len(declared.get('seeds', ())), 'seed')} of its own. Variants take their method's value."
     )
     tables = [_sweep_table(pair, found, study) for pair in study.pairs if (found := swept(study, pair))]
-    return said + (join(tables) if tables else _absent(study, "results.csv", "no cell of the sweep has finished"))
+    return said + (join(tables) if tables else _absent(study, "sweep.csv", "no cell of the sweep has finished"))
 
 
 def _sweep_table(pair: str, found: Sequence[Swept], study: StudyFolder) -> Markup:
-    values = sorted({value for each in found for value in each.means})
-    headings = [f"{value:g}" for value in values]
-    rows = [
-        [study.label(e.method), Keyed(_rate(e.chosen), e.chosen), *(_swept_cell(e, value) for value in values)]
-        for e in found
-    ]
+    values = swept_values(found)
+    rows = [[study.label(e.method), e.chosen or "–", *(_swept_cell(e, value) for value in values)] for e in found]
     edge = [study.label(e.method) for e in found if len(values) > 2 and e.chosen in (values[0], values[-1])]
     remark = note(f"Chosen at an end of the values, so that a better one may lie beyond: {', '.join(edge)}.")
-    shown = table(["method", "chosen", *headings], rows, caption=f"The sweep on {pair}", numeric=["chosen", *headings])
+    shown = table(["method", "chosen", *values], rows, caption=f"The sweep on {pair}", numeric=["chosen", *values])
     return shown + (remark if edge else "")
 
 
-def _swept_cell(found: Swept, value: float) -> Cell:
+def _swept_cell(found: Swept, value: str) -> Cell:
     mean = found.means.get(value)
     return Keyed(markup("<b>✓ {}</b>", number(mean)), mean) if value == found.chosen else mean
 
@@ -393,35 +403,35 @@ def _summary_table(study: StudyFolder) -> Markup:
 def _comparison_table(study: StudyFolder) -> Markup:
     if not study.comparisons:
         return _absent(study, "comparisons.csv", "nothing was compared")
+    said = study.statistics.get("sentence")
     headings = ["method", "baseline", "pair", "measure", "verdict", "difference", "low", "high", "seeds", "in words"]
     rows: list[list[Cell]] = [
         [study.label(c.method), study.label(Method(c.baseline)), c.pair, c.measure, _plain(c.verdict), c.difference,
          c.low, c.high, c.seeds, c.sentence]
         for c in study.comparisons
     ]  # fmt: skip
-    return table(
+    shown = table(
         headings,
         rows,
         caption="Each method less each baseline, paired by seed, with 95 % intervals",
         searchable=True,
         numeric=["difference", "low", "high", "seeds"],
     )
+    return paragraphs(str(said)) + shown if said else shown
 
 
 def _failed(study: StudyFolder) -> Markup:
     if not study.cells:
         return note("The cells are not in this folder, so it cannot be told whether any failed.")
-    failed = [c for c in study.cells if c.status == "failed"]
+    failed = study.failed
     if not failed:
-        return paragraphs(f"None of {_many(len(study.cells), 'cell')} failed.")
+        return paragraphs("None failed.")
     headings = ["method", "pair", "stage", "seed", "learning rate", "error"]
     rows: list[list[Cell]] = [
         [study.label(c.method), c.pair, c.stage, c.seed, Keyed(_rate(c.learning_rate), c.learning_rate), c.error]
         for c in failed
     ]
-    return table(
-        headings, rows, caption=f"{len(failed)} of {_many(len(study.cells), 'cell')} failed", numeric=["learning rate"]
-    )
+    return table(headings, rows, caption=f"{_many(len(failed), 'cell')} failed", numeric=["learning rate"])
 
 
 def _time(study: StudyFolder) -> Markup:
@@ -430,7 +440,7 @@ def _time(study: StudyFolder) -> Markup:
         return _absent(study, "results.csv", "no cell has finished")
     headings = ["method", "trainings", "seconds each", "seconds in all"]
     rows: list[list[Cell]] = [[study.label(t.method), t.cells, t.mean, t.total] for t in found]
-    caption = "Seconds of training and measuring, by the clock; cells that ran side by side slow each other"
+    caption = "Seconds of training by the clock; cells that ran side by side slow each other"
     return table(headings, rows, caption=caption, numeric=headings[1:])
 
 
@@ -457,7 +467,11 @@ def _again(study: StudyFolder) -> Markup:
     """The commands, and study.yaml as it was read."""
     commit = study.machine.get("commit")
     steps = [f"git checkout {commit}"] if commit else []
-    steps += ["xtoken study study.yaml", f"xtoken report studies-out/{study.name} --figures figures"]
+    quick, folder = (" --quick", "-quick") if study.machine.get("quick") else ("", "")
+    steps += [
+        f"xtoken study study.yaml{quick}",
+        f"xtoken report studies-out/{study.name}{folder} --figures figures",
+    ]
     return (
         paragraphs("With study.yaml below, and the models and data that it names:")
         + markup("<pre><code>{}</code></pre>\n", "\n".join(steps))

@@ -30,6 +30,7 @@ __all__ = [
     "Result",
     "StudyFolder",
     "Summary",
+    "SweptValue",
     "is_study_folder",
     "read_study",
     "variant_series",
@@ -37,6 +38,16 @@ __all__ = [
 
 T = TypeVar("T")
 
+_FILES = (
+    "results.csv",
+    "summary.csv",
+    "comparisons.csv",
+    "sweep.csv",
+    "answers.json",
+    "references.json",
+    "statistics.json",
+    "machine.json",
+)
 # How one base method's variants are joined in a plot: "weight 0.3" is the value 0.3 of the series "weight".
 _ENDS_IN_NUMBER = re.compile(r"(?P<stem>(.*[\s=])?)(?P<value>[-+]?\d+(\.\d+)?([eE][-+]?\d+)?)")
 
@@ -111,6 +122,17 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class SweptValue:
+    """The mean, over the sweep's seeds, of the measure that decides; values of any setting are kept as they stand."""
+
+    pair: str
+    method: Method
+    value: str
+    mean: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class Claim:
     """One claim of a question, with the difference (left less right) that decides it."""
 
@@ -154,8 +176,8 @@ class Cell:
 class StudyFolder:
     """A study's results.
 
-    `absent` names the files that are not there; `settings` is study.yaml and `source` its text; `references` and
-    `machine` are the JSON files as they are. `cells` is empty where only the tables were kept.
+    `absent` names the files that are not there; `settings` is study.yaml and `source` its text; `references`,
+    `machine` and `statistics` are the JSON files as they are. `cells` is empty where only the tables were kept.
     """
 
     path: Path
@@ -164,9 +186,11 @@ class StudyFolder:
     results: tuple[Result, ...]
     summaries: tuple[Summary, ...]
     comparisons: tuple[Comparison, ...]
+    sweep: tuple[SweptValue, ...]
     questions: tuple[Question, ...]
     references: Mapping[str, Any]
     machine: Mapping[str, Any]
+    statistics: Mapping[str, Any]
     cells: tuple[Cell, ...]
     absent: tuple[str, ...]
 
@@ -195,6 +219,14 @@ class StudyFolder:
         found = dict.fromkeys(s.method for s in self.summaries)
         order = {name: place for place, name in enumerate(["", *variants])}
         return tuple(sorted(found, key=lambda m: (bases.index(m.base), order.get(m.variant, len(order)), m.variant)))
+
+    @property
+    def failed(self) -> tuple[Cell, ...]:
+        """The cells that failed, but for those of earlier settings: results for the same, or a name no longer there."""
+        done = {(r.pair, r.method, r.stage, r.seed, r.learning_rate) for r in self.results}
+        known = set(map(str, self.settings.get("methods") or ()))
+        latest = {(c.pair, c.method, c.stage, c.seed, c.learning_rate): c for c in self.cells if c.status == "failed"}
+        return tuple(c for key, c in latest.items() if key not in done and (not known or c.method.base in known))
 
     def measure(self, name: str) -> Measure | None:
         return next((m for m in self.measures if m.name == name), None)
@@ -262,8 +294,7 @@ def read_study(folder: str | Path) -> StudyFolder:
         raise XTokenError(
             f"{str(path)!r} holds no study.yaml: expected the folder that `xtoken study` wrote (studies-out/NAME)"
         )
-    files = ("results.csv", "summary.csv", "comparisons.csv", "answers.json", "references.json", "machine.json")
-    absent = [name for name in files if not (path / name).is_file()]
+    absent = [name for name in _FILES if not (path / name).is_file()]
     cells = tuple(_cells(path / "cells"))
     return StudyFolder(
         path=path,
@@ -272,9 +303,11 @@ def read_study(folder: str | Path) -> StudyFolder:
         results=tuple(_table(path / "results.csv", _result)),
         summaries=tuple(_table(path / "summary.csv", _summary)),
         comparisons=tuple(_table(path / "comparisons.csv", _comparison)),
+        sweep=tuple(_table(path / "sweep.csv", _swept)),
         questions=_questions(path / "answers.json"),
         references=_object(path / "references.json"),
         machine=_object(path / "machine.json"),
+        statistics=_object(path / "statistics.json"),
         cells=cells,
         absent=tuple(absent + ([] if cells else ["cells/"])),
     )
@@ -349,6 +382,16 @@ def _comparison(row: _Row) -> Comparison:
         high=row.maybe("high"),
         verdict=row.text("verdict"),
         sentence=row.text("sentence"),
+    )
+
+
+def _swept(row: _Row) -> SweptValue:
+    return SweptValue(
+        pair=row.text("pair"),
+        method=Method(row.text("method")),
+        value=row.text("value"),
+        mean=row.number("mean"),
+        chosen=row.text("chosen") == "True",
     )
 
 

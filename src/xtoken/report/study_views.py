@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
-from xtoken.report.study_folder import Claim, Comparison, Measure, Method, StudyFolder, Summary, variant_series
+from xtoken.report.study_folder import (
+    Claim,
+    Comparison,
+    Measure,
+    Method,
+    StudyFolder,
+    Summary,
+    SweptValue,
+    variant_series,
+)
 
 __all__ = [
     "TRADE_OFFS",
@@ -20,6 +29,7 @@ __all__ = [
     "ends",
     "joints",
     "swept",
+    "swept_values",
     "times",
     "trade_off",
 ]
@@ -52,8 +62,8 @@ class Swept(NamedTuple):
     """A method's sweep: the measure's mean over the sweep's seeds by value, and the value the study then took."""
 
     method: Method
-    means: dict[float, float]
-    chosen: float | None
+    means: dict[str, float]
+    chosen: str | None
 
 
 class Time(NamedTuple):
@@ -91,20 +101,24 @@ def joints(methods: Iterable[Method]) -> list[Joint]:
 
 def swept(study: StudyFolder, pair: str) -> list[Swept]:
     """Each method's sweep on a pair, in the study's order."""
-    measure = str((study.settings.get("sweep") or {}).get("choose_by") or "")
-    values: dict[Method, dict[float, list[float]]] = {}
-    chosen: dict[Method, float] = {}
-    for r in study.results:
-        if r.pair == pair and r.learning_rate is not None:
-            if r.stage == "main":
-                chosen[r.method] = r.learning_rate
-            elif r.measure == measure:
-                values.setdefault(r.method, {}).setdefault(r.learning_rate, []).append(r.value)
+    found: dict[Method, list[SweptValue]] = {}
+    for row in study.sweep:
+        if row.pair == pair:
+            found.setdefault(row.method, []).append(row)
     order = {method: place for place, method in enumerate(study.methods)}
     return [
-        Swept(m, {rate: statistics.fmean(values[m][rate]) for rate in sorted(values[m])}, chosen.get(m))
-        for m in sorted(values, key=lambda m: order.get(m, len(order)))
+        Swept(m, {row.value: row.mean for row in found[m]}, next((row.value for row in found[m] if row.chosen), None))
+        for m in sorted(found, key=lambda m: order.get(m, len(order)))
     ]
+
+
+def swept_values(found: Iterable[Swept]) -> list[str]:
+    """All values of a sweep: numbers in their order, other values as met."""
+    values = list(dict.fromkeys(value for each in found for value in each.means))
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return values
 
 
 def times(study: StudyFolder) -> list[Time]:
