@@ -144,13 +144,13 @@ def test_time_machine_and_how_to_make_it_again(page: Reader) -> None:
 def test_the_teachers_and_the_audit(page: Reader) -> None:
     text = words(page.sections["references"])
     assert "The audit recommends p-kl: numerals of several digits are not in common" in text
-    assert "student before training" in text
+    assert "student at the start" in text
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     page = read(write_study(tmp_path, MadeUp(seeds=(0,))))
     assert "no intervals with one seed" in page.sections["verdict"]
-    assert "one seed, which gives no interval" in page.sections["methods"]
+    assert "Mean with one seed, which gives no interval." in page.sections["methods"]
     assert not [attributes for tag, attributes in page.tags if "whisker" in (attributes.get("class") or "")]
 
 

@@ -258,7 +258,7 @@ def _trade_offs(study: StudyFolder, pair: str) -> Figure:
     ]
     if any(m.variant for m in methods):
         handles.append(
-            axes[0].plot([], [], color=FAINT, lw=0.8, marker="o", mfc="white", ms=3, label="swept weight")[0]
+            axes[0].plot([], [], color=FAINT, lw=0.8, marker="o", mfc="white", ms=3, label="swept setting")[0]
         )
         handles.append(axes[0].plot([], [], color=FAINT, lw=0.8, ls=":", marker="o", mfc="white", ms=3,
                                     label="other variant")[0])  # fmt: skip

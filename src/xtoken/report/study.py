@@ -211,9 +211,7 @@ def _mean_chart(study: StudyFolder, pair: str, measure: Measure) -> Markup:
         for name, value in study.reference_values(pair, measure.name).items()
     ]
     chart = dots(drawn, title=f"{measure.name} on {pair}", x_label=_axis(measure), rules=baselines)
-    return markup(
-        "<h4>{}</h4>\n{}", pair, figure(chart, f"Mean and 95 % interval over {_seeds(rows.values())}. {_MARKS}")
-    )
+    return markup("<h4>{}</h4>\n{}", pair, figure(chart, f"{_with_interval('Mean', rows.values())} {_MARKS}"))
 
 
 def _name(study: StudyFolder, method: Method, rows: Mapping[Method, object]) -> dict[str, Any]:
@@ -273,7 +271,7 @@ def _difference_chart(study: StudyFolder, pair: str, measure: Measure, baseline:
         *(
             pair,
             less,
-            figure(chart, f"Difference, paired by seed, and its 95 % interval over {_seeds(rows.values())}."),
+            figure(chart, _with_interval("Difference, paired by seed,", rows.values())),
         ),
     )
 
@@ -474,9 +472,15 @@ def _again(study: StudyFolder) -> Markup:
     ]
     return (
         paragraphs("With study.yaml below, and the models and data that it names:")
-        + markup("<pre><code>{}</code></pre>\n", "\n".join(steps))
-        + details("study.yaml", markup("<pre><code>{}</code></pre>\n", study.source))
+        + _code("Commands", "\n".join(steps))
+        + details("study.yaml", _code("study.yaml", study.source))
     )
+
+
+def _code(label: str, text: str) -> Markup:
+    """Text as it stands, in a box that scrolls by itself."""
+    template = '<div class="code" tabindex="0" role="region" aria-label="{}"><pre><code>{}</code></pre></div>\n'
+    return markup(template, label, text)
 
 
 # --- words ---
@@ -501,11 +505,13 @@ def _axis(measure: Measure) -> str:
     return f"{measure.unit}, {measure.direction} is better"
 
 
-def _seeds(rows: Iterable[Summary | Comparison]) -> str:
+def _with_interval(what: str, rows: Iterable[Summary | Comparison]) -> str:
+    """A caption's first sentence."""
     counts = sorted({row.seeds for row in rows})
     if counts == [1]:
-        return "one seed, which gives no interval"
-    return _many(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+        return f"{what} with one seed, which gives no interval."
+    seeds = _many(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return f"{what} with its 95 % interval over {seeds}."
 
 
 def _many(count: int, one: str, more: str = "") -> str:

@@ -18,7 +18,7 @@ __all__ = ["Dot", "Link", "Spot", "dots", "scatter"]
 
 _ROW, _TALL = 22, 38  # pixels: a row whose name fits in a line, and one of two lines
 _NAMES, _NOTES = 166, 100  # pixels: the columns of names and of notes
-_NAME_LETTERS, _NOTE_LETTERS = 24, 14  # that fit in them
+_NAME_LETTERS, _NOTE_LETTERS = 22, 14  # that fit in them
 _MORE = 0.03  # of what the values span, at each end of an axis: a mark is not cut in half
 _TICKS = 6  # at most, about
 _SHAPES = len(charts._MARKS)

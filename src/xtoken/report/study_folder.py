@@ -257,11 +257,11 @@ class StudyFolder:
         return {m: found[m] for m in sorted(found, key=lambda m: (order.get(m, len(order)), m.name))}
 
     def reference_values(self, pair: str, measure: str) -> dict[str, float]:
-        """What the teachers and the student before training reach, by name, where that was measured."""
+        """What the teachers and the student at the start reach, by name, where that was measured."""
         found: dict[str, float] = {}
         here = self.references.get(pair) or {}
         models = {f"teacher {name}": values for name, values in (here.get("models") or {}).items()}
-        for name, values in {**models, "student before training": here.get("student")}.items():
+        for name, values in {**models, "student at the start": here.get("student")}.items():
             value = (values or {}).get(measure)
             if isinstance(value, int | float) and math.isfinite(value):
                 found[name] = float(value)
