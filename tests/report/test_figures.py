@@ -137,11 +137,11 @@ def test_one_seed_draws_points_and_says_there_is_no_interval(tmp_path: Path) -> 
 
 
 def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
-    made = MadeUp(methods=("ce", "gold", "a $\\frac{ b"), varied=(), pairs=("p/$q$",), measures=("bits_per_byte",))
+    made = MadeUp(methods=("ce", "gold", "a $\\frac{$ b"), varied=(), pairs=("p/$q$",), measures=("bits_per_byte",))
     study = read_study(write_study(tmp_path, made))
     files = write_figures(study, tmp_path / "figures")
     assert all(path.parent == tmp_path / "figures" for path in files)
-    assert "a $\\frac{ b" in text_of(study, "means-bits_per_byte")
+    assert "a $\\frac{$ b" in text_of(study, "means-bits_per_byte")
 
 
 def test_a_study_without_results_has_nothing_to_draw(tmp_path: Path) -> None:

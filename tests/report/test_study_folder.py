@@ -69,6 +69,18 @@ def test_a_baseline_is_not_compared_with_itself_but_its_variants_are(folder: Pat
     assert Method("gold", "weight 1") in found
 
 
+def test_a_failure_of_earlier_settings_is_not_told(folder: Path, tmp_path: Path) -> None:
+    """It lies in the folder still, but the cell has results now, or its method is gone."""
+    for name in ("study.yaml", "results.csv"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    (tmp_path / "cells").mkdir()
+    cell = {"pair": "splits-digits", "variant": None, "stage": "main", "learning_rate": 2e-3, "status": "failed"}
+    for name, seed in (("gold", 0), ("gold", 7), ("gone", 0)):
+        file = tmp_path / "cells" / f"{name}{seed}.json"
+        file.write_text(json.dumps({**cell, "method": name, "seed": seed, "error": "x"}))
+    assert [(c.method.name, c.seed) for c in read_study(tmp_path).failed] == [("gold", "7")]
+
+
 def test_an_empty_difference_is_no_difference(folder: Path, tmp_path: Path) -> None:
     """Where one side failed with every seed, nothing is drawn and the row stays in the table."""
     header, first, *_ = (folder / "comparisons.csv").read_text().splitlines()
