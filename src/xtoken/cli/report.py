@@ -32,11 +32,14 @@ def report_command(
 ) -> None:
     """Show a run or a study on one page: a single HTML file, which loads nothing and can be sent as it is."""
     from xtoken.errors import XTokenError
-    from xtoken.report.page import write_page
+    from xtoken.report.page import is_own_page, write_page
     from xtoken.report.study_folder import is_study_folder
 
     if not folder.is_dir():
         raise XTokenError(f"there is no folder {folder}: give the output folder of a run or of a study")
+    path = output if output is not None else folder / _NAME
+    if output is None and path.exists() and not is_own_page(path):
+        raise XTokenError(f"{path} is not xtoken's, so it stays: say where to write by --out FILE")
     if is_study_folder(folder):
         if texts is not None or documents is not None:
             raise XTokenError("--texts and --documents have no effect on the report of a study: its texts are settled")
@@ -45,7 +48,6 @@ def report_command(
         if figures is not None:
             raise XTokenError("--figures has no effect on the report of a run: it draws the results of a study")
         document = _run(folder, texts, documents)
-    path = output if output is not None else folder / _NAME
     write_page(path, document)
     out().print(f"written to {path}", soft_wrap=True)
     if figures is not None:

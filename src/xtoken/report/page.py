@@ -29,6 +29,7 @@ __all__ = [
     "facts",
     "figure",
     "headline",
+    "is_own_page",
     "join",
     "markup",
     "note",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 _ASSETS = Path(__file__).parent / "assets"
+_GENERATOR = '<meta name="generator" content="xtoken">'
+_HEAD = 512  # bytes of a document that hold it
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def table(
     body = [_row(row, right) for row in rows]
     return markup(
         '<div class="table"{}>\n{}<div class="table-box" role="region" aria-label="{}" tabindex="0">\n'
-        "<table>\n<caption>{}</caption>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}</tbody>\n</table>\n</div>\n</div>\n",
+        "<table>\n<caption><span>{}</span></caption>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}</tbody>\n</table>\n</div>\n</div>\n",
         Markup(" data-sortable") if sortable else "",
         _search(caption, len(body)) if searchable else "",
         caption,
@@ -260,6 +263,14 @@ def write_page(path: Path, document: str) -> None:
     write_whole(path, document)
 
 
+def is_own_page(path: Path) -> bool:
+    """Whether a file is a page of ours, which may be replaced."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _GENERATOR.encode() in file.read(_HEAD)
+
+
 def _section(section: Section) -> Markup:
     return markup(
         '<section id="{}" aria-labelledby="{}-title">\n<h2 id="{}-title">{}</h2>\n{}</section>\n',
@@ -282,6 +293,7 @@ _DOCUMENT = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="xtoken">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <link rel="icon" href="data:,">

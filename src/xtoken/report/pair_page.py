@@ -5,7 +5,7 @@ from __future__ import annotations
 from xtoken.report.aligned import AlignedText
 from xtoken.report.page import Section, page
 from xtoken.report.pair import PairFacts
-from xtoken.report.views import aligned_texts, audit_view, projection_view
+from xtoken.report.views import aligned_view, audit_view, projection_view
 
 __all__ = ["align_page", "audit_page"]
 
@@ -27,5 +27,5 @@ def align_page(text: AlignedText, student: str, teacher: str, method: str) -> st
     return page(
         f"A text in {student} and {teacher}",
         f"Which tokens stand for the same bytes, by the aligner {method}.",
-        [Section("Aligned text", "alignment", aligned_texts([text]))],
+        [Section("Aligned text", "alignment", aligned_view([text]))],
     )

@@ -27,7 +27,7 @@ from xtoken.report.page import (
     tabs,
 )
 from xtoken.report.run import RunFacts, TeacherFacts, WorstChunk
-from xtoken.report.views import audit_view, missing, projection_view, text_tabs, token
+from xtoken.report.views import aligned_view, audit_view, missing, projection_view, token
 from xtoken.shown import visible
 
 __all__ = ["run_page", "verdict"]
@@ -268,7 +268,7 @@ def _alignments(run: RunFacts, teacher: TeacherFacts) -> Markup:
         return missing(teacher.notes or run.notes) or note("There is no text to align.")
     texts = teacher.texts[:_SHOWN_TEXTS]
     lead = paragraphs(f"{len(texts)} of {run.sample}, as the student's tokenizer and {teacher.name}'s cut them.")
-    return lead + text_tabs(texts, "Texts")
+    return lead + aligned_view(texts)
 
 
 def _audit(teacher: TeacherFacts) -> Markup:

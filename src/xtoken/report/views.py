@@ -9,9 +9,9 @@ from xtoken.report.aligned import AlignedText, Piece
 from xtoken.report.charts import Bar, bars, grid, percent
 from xtoken.report.page import Cell, Keyed, Markup, details, figure, join, markup, note, number, paragraphs, table, tabs
 from xtoken.report.pair import ClassFacts, PairFacts, ProjectionFacts
-from xtoken.shown import visible
+from xtoken.shown import counted, visible
 
-__all__ = ["aligned_texts", "audit_view", "projection_view", "text_tabs", "token"]
+__all__ = ["aligned_view", "audit_view", "missing", "projection_view", "token"]
 
 # A bar under a chunk is full at this KL: a student that finds the teacher's likeliest token e^-2 as likely.
 _FULL_KL = 2.0
@@ -28,8 +28,8 @@ def audit_view(pair: PairFacts) -> Markup:
     lead = markup("Recommended loss: <strong>{}</strong>: {}.", report.recommended_loss, report.reason)
     sizes = (
         f"{report.student} has {report.student_vocab:,} tokens, {report.teacher} {report.teacher_vocab:,}; "
-        f"{report.common:,} of them stand for the same bytes, and {report.common_special:,} special tokens for the "
-        "same role."
+        f"{report.common:,} of them stand for the same bytes, and {counted(report.common_special, 'special token')} "
+        "for the same role."
     )
     items = [Bar(c.name, c.coverage.coverage, _counts(c)) for c in pair.student_classes]
     chart = figure(
@@ -147,33 +147,33 @@ def _rows(w: ProjectionFacts) -> Markup:
     ))  # fmt: skip
 
 
-def text_tabs(texts: Sequence[AlignedText], label: str) -> Markup:
-    """Aligned texts, one at a time."""
-    return tabs(label, [(f"Text {n}", aligned_texts([text])) for n, text in enumerate(texts, 1)])
+def aligned_view(texts: Sequence[AlignedText]) -> Markup:
+    """Aligned texts, several behind tabs: the student's tokens above the teacher's, a box a chunk; and as a table."""
+    if len(texts) == 1:
+        return _key(texts) + _text(texts[0])
+    return _key(texts) + tabs("Texts", [(f"Text {n}", _text(text)) for n, text in enumerate(texts, 1)])
 
 
-def aligned_texts(texts: Sequence[AlignedText]) -> Markup:
-    """Aligned texts: the student's tokens above the teacher's, a box a chunk; and the same as a table."""
-    parts = [_key(any(p.measured for text in texts for p in text.pieces))]
-    for text in texts:
-        chunks = [p for p in text.pieces if not p.is_gap]
-        gaps = len(text.pieces) - len(chunks)
-        tokens = sum(len(p.student) for p in text.pieces), sum(len(p.teacher) for p in text.pieces)
-        parts.append(markup('<ol class="chunks">\n{}</ol>\n', join(_box(p, n) for n, p in enumerate(text.pieces))))
-        if text.is_cut:
-            parts.append(paragraphs("The text goes on; this is its beginning."))
-        said = (
-            f"{len(chunks):,} chunks and {gaps:,} gaps; {tokens[0]:,} student tokens and {tokens[1]:,} teacher tokens"
-        )
-        parts.append(details(f"{said}: as a table", _chunk_table(text)))
-    return join(parts)
-
-
-def _key(is_measured: bool) -> Markup:
-    heat = ", and the bar under it grows and darkens with the KL between the models there" if is_measured else ""
+def _key(texts: Sequence[AlignedText]) -> Markup:
+    is_measured = any(p.measured for text in texts for p in text.pieces)
+    heat = "; the bar under it is the longer and stronger, the more the models differ there (their KL)"
     return paragraphs(
-        f"Each box is a chunk: the student's tokens above, the teacher's below, both spelling the same bytes{heat}. A "
-        "dashed box with ∅ is a gap, which takes no part in the loss."
+        "Each box is a chunk: the student's tokens above, the teacher's below, both spelling the same bytes"
+        f"{heat if is_measured else ''}. A dashed box is a gap, which takes no part in the loss; ∅ is no token."
+    )
+
+
+def _text(text: AlignedText) -> Markup:
+    chunks = sum(not p.is_gap for p in text.pieces)
+    tokens = sum(len(p.student) for p in text.pieces), sum(len(p.teacher) for p in text.pieces)
+    said = (
+        f"{counted(chunks, 'chunk')} and {counted(len(text.pieces) - chunks, 'gap')}; "
+        f"{counted(tokens[0], 'student token')}, {counted(tokens[1], 'teacher token')}: as a table"
+    )
+    return (
+        markup('<ol class="chunks">\n{}</ol>\n', join(_box(p, n) for n, p in enumerate(text.pieces)))
+        + (paragraphs("The text goes on; this is its beginning.") if text.is_cut else "")
+        + details(said, _chunk_table(text))
     )
 
 
