@@ -13,6 +13,7 @@ from xtoken.cli.demo import demo_command
 from xtoken.cli.eval import eval_command
 from xtoken.cli.project import project_command
 from xtoken.cli.push import push_command
+from xtoken.cli.report import report_command
 from xtoken.cli.schema import schema_command
 from xtoken.cli.settings import CommandWithSettings
 from xtoken.cli.study import study_command
@@ -52,6 +53,7 @@ app.command("align")(align_command)
 app.command("train", cls=CommandWithSettings)(train_command)
 app.command("schema")(schema_command)
 app.command("eval")(eval_command)
+app.command("report")(report_command)
 app.command("push")(push_command)
 app.command("demo")(demo_command)
 app.command("study")(study_command)

@@ -33,7 +33,6 @@ __all__ = [
     "print_json",
     "read_text",
     "reports_errors",
-    "visible",
 ]
 
 EXIT_INCOMPLETE = 1
@@ -115,11 +114,3 @@ def read_text(path: Path) -> str:
             f"{str(path)!r} is not UTF-8: byte 0x{error.object[error.start]:02X} at offset {error.start}. "
             "Convert it first, for example with iconv."
         ) from None
-
-
-_VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
-
-
-def visible(text: str) -> str:
-    """A token's text with its white space shown."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.translate(_VISIBLE))

@@ -21,7 +21,7 @@ from xtoken.alignment.bytes import special_key
 from xtoken.projection.matrix import Projection
 from xtoken.tokens import Vocabulary
 
-__all__ = ["DECAY", "MAX_PIECES", "RULES", "Fate", "RowFates", "build_projection", "ids_by_event", "row_fates"]
+__all__ = ["DECAY", "FATES", "MAX_PIECES", "RULES", "Fate", "RowFates", "build_projection", "ids_by_event", "row_fates"]
 
 Ints = NDArray[np.int64]
 
@@ -46,6 +46,20 @@ class Fate:
     ABSENT = "unused_id"
 
     EMPTY = (TOO_LONG, NOT_UTF8, UNKNOWN, SPECIAL_ALONE, ABSENT)
+
+
+# In words: what a token's row is made of.
+FATES = {
+    Fate.EXACT: "equal bytes",
+    Fate.SPECIAL: "special, same role",
+    Fate.PIECES: "the pieces of its text",
+    Fate.BYTES: "the pieces of its bytes (not UTF-8 on its own)",
+    Fate.TOO_LONG: f"nothing: more than {MAX_PIECES} pieces",
+    Fate.NOT_UTF8: f"nothing: not UTF-8, and more than {MAX_PIECES} pieces",
+    Fate.UNKNOWN: "nothing: the teacher cannot spell it",
+    Fate.SPECIAL_ALONE: "nothing: special, without a counterpart",
+    Fate.ABSENT: "nothing: an id not in use",
+}
 
 
 @dataclass(frozen=True)

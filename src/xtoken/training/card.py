@@ -24,7 +24,7 @@ from xtoken.files import write_whole
 if TYPE_CHECKING:
     from xtoken.training.run import RunResult
 
-__all__ = ["CARD_FILE", "is_own_card", "model_card", "with_tasks", "write_card"]
+__all__ = ["CARD_FILE", "is_own_card", "model_card", "public_name", "public_settings", "with_tasks", "write_card"]
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ def model_card(config: RunConfig, result: RunResult, versions: Mapping[str, str]
         result: what came of it.
         versions: of the packages that made it, by name.
     """
-    base = _shown(config.student.model)
-    teachers = ", ".join(_md(_shown(t.model) if t.model else str(t.name)) for t in config.teachers)
+    base = public_name(config.student.model)
+    teachers = ", ".join(_md(public_name(t.model) if t.model else str(t.name)) for t in config.teachers)
     taught = f"distilled from {teachers}" if teachers else "trained by cross-entropy alone"
     sections = [
         f"---\n{_metadata(config)}\n---",
@@ -186,14 +186,21 @@ def _metadata(config: RunConfig) -> str:
 def _title(config: RunConfig, result: RunResult) -> str:
     if config.output.push_to_hub:
         return config.output.push_to_hub.rpartition("/")[2]
-    return result.folder.resolve().name if result.folder is not None else _shown(config.student.model)
+    return result.folder.resolve().name if result.folder is not None else public_name(config.student.model)
 
 
 def _teachers(config: RunConfig, result: RunResult) -> str:
     if not config.teachers:
         return ""
     rows = [
-        [_md(choice.name), _md(_shown(t.model)), choice.loss, f"{t.weight:g}", f"{t.temperature:g}", _md(choice.reason)]
+        [
+            _md(choice.name),
+            _md(public_name(t.model)),
+            choice.loss,
+            f"{t.weight:g}",
+            f"{t.temperature:g}",
+            _md(choice.reason),
+        ]
         for t, choice in zip(config.teachers, result.teachers, strict=True)
     ]
     table = _table(["teacher", "model", "loss", "weight", "temperature", "why this loss"], rows)
@@ -210,7 +217,7 @@ def _data(config: RunConfig, result: RunResult) -> str:
     report = result.data
     names = [config.data.dataset] if config.data.dataset else config.data.files or []
     rows = [
-        ["source", ", ".join(_md(_shown(name)) for name in names) or _IN_MEMORY],
+        ["source", ", ".join(_md(public_name(name)) for name in names) or _IN_MEMORY],
         ["documents", f"{report.documents:,}"],
         ["bytes", f"{report.bytes:,}"],
         ["tokens of the student", f"{report.student_tokens:,}"],
@@ -255,20 +262,27 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _settings(config: RunConfig, versions: Mapping[str, str]) -> str:
-    """Everything that decides the run, to be run again as it stands; where it was written is left out."""
+def public_settings(config: RunConfig) -> dict[str, Any]:
+    """Everything that decides the run, to be run again as it stands, fit to be published.
+
+    Of local files and folders the last part is left, and where it was written is left out.
+    """
     raw = config.model_dump(exclude_none=True, exclude={"output": {"folder", "push_to_hub", "private"}})
     if not (config.eval.files or config.eval.dataset):
         raw.pop("eval")
     for section in (raw["student"], *raw["teachers"]):
         if "model" in section:
-            section["model"] = _shown(section["model"])
+            section["model"] = public_name(section["model"])
     for section in (raw["data"], raw.get("eval", {})):
         if "files" in section:
-            section["files"] = [_shown(name) for name in section["files"]]
+            section["files"] = [public_name(name) for name in section["files"]]
         if "dataset" in section:
-            section["dataset"] = _shown(section["dataset"])
-    settings = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+            section["dataset"] = public_name(section["dataset"])
+    return raw
+
+
+def _settings(config: RunConfig, versions: Mapping[str, str]) -> str:
+    settings = yaml.safe_dump(public_settings(config), sort_keys=False, allow_unicode=True)
     made_by = ", ".join(f"{_md(name)} {_md(version)}" for name, version in versions.items())
     return (
         "## How it was made\n\nThe settings of the run, as `config.yaml`. Of local files and folders only the names "
@@ -290,7 +304,7 @@ def _is_local(name: str) -> bool:
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
 
 
-def _shown(name: str | None) -> str:
+def public_name(name: str | None) -> str:
     """A hub id as it is, the last part of a local path, or that there is no name."""
     if name is None:
         return _IN_MEMORY

@@ -24,6 +24,7 @@ from xtoken.files import write_whole
 from xtoken.losses import PKL
 from xtoken.losses.learnable import RowWeights
 from xtoken.projection import Projection
+from xtoken.shown import token_text
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.tokens import Vocabulary
 
@@ -255,5 +256,4 @@ def _line(row: int, start: Projection, learnt: Projection, student: Vocabulary, 
 
 def _token(vocabulary: Vocabulary, token: int) -> str:
     """Quoted; bytes that are no text on their own as escapes."""
-    text = vocabulary.contents.get(token) or vocabulary.tokens[token].decode("utf-8", "backslashreplace")
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(token_text(vocabulary, token), ensure_ascii=False)

@@ -21,6 +21,7 @@ from xtoken.config import RunConfig, flat, flat_settings
 from xtoken.errors import XTokenError
 from xtoken.evaluation.task_results import TASKS_FILE
 from xtoken.files import write_whole
+from xtoken.report.page import is_own_page
 from xtoken.training.callbacks import METRICS_FILE
 from xtoken.training.card import CARD_FILE, is_own_card
 from xtoken.training.changes import what_changed
@@ -29,6 +30,7 @@ __all__ = ["check_same_run", "claim_folder", "clear_folder", "describe_run", "la
 
 CONFIG_FILE = "xtoken_config.yaml"
 RUN_FILE = "xtoken_run.json"
+REPORT_FILE = "report.html"  # where `xtoken report` puts its page
 COPIED = "copied_files"  # the key in RUN_FILE
 _CHECKPOINT = "checkpoint-"
 FAILURE = "failure-step-"
@@ -105,7 +107,8 @@ def _is_run(folder: Path) -> bool:
 def clear_folder(folder: Path) -> None:
     """Removes a run and nothing else; to be called when nothing can go wrong any more before the new one."""
     card = [folder / CARD_FILE] if is_own_card(folder / CARD_FILE) else []
-    for trace in [*_traces(folder), *_copied(folder), *card]:
+    report = [folder / REPORT_FILE] if is_own_page(folder / REPORT_FILE) else []
+    for trace in [*_traces(folder), *_copied(folder), *card, *report]:
         if trace.is_dir():
             shutil.rmtree(trace)
         else:

@@ -1,0 +1,281 @@
+"""The charts a study's page needs beside those of `charts`: many methods in few pixels, and two measures at once.
+
+Rows are low, with the name at the left, so that forty methods can be seen together; like the other charts they
+narrow instead of shrinking. Shapes, rings and words say what colours say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from textwrap import shorten, wrap
+
+from xtoken.report import charts
+from xtoken.report.page import Markup, join, markup, number
+
+__all__ = ["Dot", "Link", "Spot", "dots", "scatter"]
+
+_ROW, _TALL = 22, 38  # pixels: a row whose name fits in a line, and one of two lines
+_NAMES, _NOTES = 166, 100  # pixels: the columns of names and of notes
+_NAME_LETTERS, _NOTE_LETTERS = 22, 14  # that fit in them
+_MORE = 0.03  # of what the values span, at each end of an axis: a mark is not cut in half
+_TICKS = 6  # at most, about
+_SHAPES = len(charts._MARKS)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A row: a value with its interval.
+
+    Attributes:
+        label: at the left, in two lines where it is long and cut where it is longer.
+        name: the whole name, told when the mark is pointed at.
+        value, low, high: the mark and the ends of its line; no line without ends.
+        series: colour and shape of the mark, from 0.
+        note: at the right: the figure or the verdict, in words.
+        indent: its label is set in, under that of its method.
+        ring: the mark is hollow: a variant.
+        outside: may lie outside of the axis, which then has an arrow at that edge: what would squeeze the rest.
+    """
+
+    label: str
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    series: int = 0
+    note: str = ""
+    indent: bool = False
+    ring: bool = False
+    outside: bool = False
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A method in a scatter: (mean, low, high) across and up."""
+
+    name: str
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+    series: int
+    is_variant: bool
+
+
+@dataclass(frozen=True)
+class Link:
+    """A line between two spots, by their names; dotted unless it runs along a swept number."""
+
+    start: str
+    end: str
+    dotted: bool
+
+
+def dots(
+    rows: Sequence[Dot],
+    *,
+    title: str,
+    x_label: str,
+    rules: Sequence[tuple[str, float]] = (),
+) -> Markup:
+    """Rows of values with intervals over one axis.
+
+    Args:
+        rows: in order, one at least that is not `outside`.
+        title: what the chart shows, for those who do not see it.
+        x_label: what is measured, with the unit.
+        rules: (name, value) of lines down the chart, such as a baseline's mean; a legend names them.
+    """
+    values = [v for row in rows if not row.outside for v in (row.value, row.low, row.high) if v is not None]
+    values += [value for _, value in rules]
+    ticks, along, bounds = _axis(min(values), max(values))
+    step = _ROW if all(len(_wrapped(row)) == 1 for row in rows) else _TALL
+    height = step * len(rows)
+    grid = [
+        markup(
+            '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="{}"/>'
+            '<text class="quiet" x="{}%" y="{}" text-anchor="middle">{}</text>\n',
+            *(charts._position(along(tick)),) * 2,
+            *(height, charts._position(along(tick)), height + 16),
+            "" if n % 2 and len(ticks) > 4 else charts._tick(tick),  # a phone has room for three or four
+        )
+        for n, tick in enumerate(ticks)
+    ]
+    lines = [_rule(n, along(value), height) for n, (_, value) in enumerate(rules)]
+    inner = markup(
+        '{}{}{}{}<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
+        *(join(grid), join(lines), join(_dot(row, step * n + step // 2, along, bounds) for n, row in enumerate(rows))),
+        join(_names(row, step * n + step // 2) for n, row in enumerate(rows)),
+        *(_NOTES, height + 36, x_label),
+    )
+    return _rule_legend([name for name, _ in rules]) + charts._svg(title, height + 44, inner, _NAMES, _NOTES)
+
+
+def _names(row: Dot, y: int) -> Markup:
+    """A row's name and note; the title holds what was cut from the name."""
+    lines = _wrapped(row)
+    texts = [
+        markup(
+            '<text x="{}" y="{}">{}<title>{}</title></text>',
+            *((14 if row.indent else 0) - _NAMES, y + 4 + 15 * n - (7 if len(lines) > 1 else 0), line, row.name),
+        )
+        for n, line in enumerate(lines)
+    ]
+    return markup(
+        '{}<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
+        *(join(texts), _NOTES, y + 4, shorten(row.note, _NOTE_LETTERS, placeholder="…")),
+    )
+
+
+def _wrapped(row: Dot) -> list[str]:
+    letters = _NAME_LETTERS - (2 if row.indent else 0)
+    return wrap(row.label, letters, max_lines=2, placeholder="…", break_on_hyphens=False) or [""]
+
+
+def _dot(row: Dot, y: int, along: Callable[[float], float], bounds: tuple[float, float]) -> Markup:
+    if row.outside and not bounds[0] <= row.value <= bounds[1]:
+        low = row.value < bounds[0]
+        return markup(
+            '<text class="quiet" x="{}" y="{}" text-anchor="{}">{}</text>\n',
+            *("0" if low else "100%", y + 4, "start" if low else "end"),
+            "◂" if low else "▸",
+        )
+    told = f"{row.name}: {number(row.value)}"
+    whisker = Markup("")
+    if row.low is not None and row.high is not None:
+        told += f", {number(row.low)} to {number(row.high)}"
+        whisker = markup(
+            '<line class="whisker series-stroke" x1="{}%" x2="{}%" y1="{}" y2="{}"/>',
+            *(charts._position(along(row.low)), charts._position(along(row.high)), y, y),
+        )
+    at = charts._position(along(row.value))
+    return markup(
+        '<g class="s{}">{}{}</g>\n',
+        *(_colour(row.series), whisker, _mark(row.series, f"{at}%", str(y), told, ring=row.ring)),
+    )
+
+
+def _mark(series: int, x: str, y: str, told: str, *, ring: bool) -> Markup:
+    """A mark that tells something when pointed at. From the seventh series on, shapes meet other colours."""
+    shape = Markup(charts._MARKS[series % _SHAPES])
+    style = Markup(' style="fill:var(--ground);stroke:var(--series);stroke-width:1.75"') if ring else Markup("")
+    return markup(
+        '<svg x="{}" y="{}" overflow="visible" class="series-fill"><g{}>{}<title>{}</title></g></svg>',
+        *(x, y, style, shape, told),
+    )
+
+
+def _colour(series: int) -> int:
+    """The class s1 to s6, shifted with each round of shapes, so that 36 series differ."""
+    return (series + series // _SHAPES) % charts._COLOURS + 1
+
+
+def _rule(n: int, share: float, height: int) -> Markup:
+    at = charts._position(share)
+    return markup(
+        '<line class="reference" style="stroke-dasharray:{}" x1="{}%" x2="{}%" y1="0" y2="{}"/>\n',
+        *(charts._DASHES[(n + 1) % len(charts._DASHES)], at, at, height),
+    )
+
+
+def _rule_legend(names: Sequence[str]) -> Markup:
+    items = [
+        markup(
+            '<li><svg aria-hidden="true"><line class="reference" style="stroke:var(--quiet);stroke-dasharray:{}" '
+            'x1="0" x2="100%" y1="50%" y2="50%" stroke-width="2"/></svg>{}</li>\n',
+            *(charts._DASHES[(n + 1) % len(charts._DASHES)], name),
+        )
+        for n, name in enumerate(names)
+    ]
+    return markup('<ul class="legend">\n{}</ul>\n', join(items)) if items else Markup("")
+
+
+def _shape_legend(names: Sequence[str]) -> Markup:
+    items = [
+        markup(
+            '<li><svg class="s{}" aria-hidden="true" style="width:1rem">{}</svg>{}</li>\n',
+            *(_colour(n), _mark(n, "50%", "50%", name, ring=False), name),
+        )
+        for n, name in enumerate(names)
+    ]
+    return markup('<ul class="legend">\n{}</ul>\n', join(items)) if items else Markup("")
+
+
+def scatter(
+    spots: Sequence[Spot], links: Sequence[Link], *, title: str, x_label: str, y_label: str, legend: Sequence[str] = ()
+) -> Markup:
+    """Methods at two measures, with both intervals; variants are rings, joined by lines.
+
+    Args:
+        spots: at least one.
+        links: between spots, by name.
+        title: what the chart shows, for those who do not see it.
+        x_label, y_label: what is measured, with the unit and the better direction.
+        legend: names of the series 0, 1, ...
+    """
+    x_ticks, along, _ = _axis(min(s.x[1] for s in spots), max(s.x[2] for s in spots))
+    y_ticks, rise, _ = _axis(min(s.y[1] for s in spots), max(s.y[2] for s in spots))
+
+    def across(value: float) -> str:
+        return f"{charts._position(along(value))}%"
+
+    def up(value: float) -> str:
+        return f"{charts._position(1 - rise(value))}%"
+
+    height, top = 280, 26
+    grid = [
+        markup(
+            '<line class="axis" x1="0" x2="100%" y1="{}" y2="{}"/>'
+            '<text class="quiet" x="-8" y="{}" dy="4" text-anchor="end">{}</text>\n',
+            *(up(tick), up(tick), up(tick), charts._tick(tick)),
+        )
+        for tick in y_ticks
+    ]
+    grid += [
+        markup(
+            '<line class="axis" x1="{}" x2="{}" y1="0" y2="100%"/>'
+            '<text class="quiet" x="{}" y="100%" dy="18" text-anchor="middle">{}</text>\n',
+            *(across(tick), across(tick), across(tick), charts._tick(tick)),
+        )
+        for tick in x_ticks
+    ]
+    at = {spot.name: spot for spot in spots}
+    drawn = [_link(at[link.start], at[link.end], across, up, link.dotted) for link in links]
+    drawn += [_spot(spot, across, up) for spot in sorted(spots, key=lambda spot: not spot.is_variant)]
+    inner = markup(
+        '<text class="quiet" x="-{}" y="14">{}</text>\n'
+        '<svg y="{}" width="100%" height="{}" overflow="visible">\n{}{}</svg>\n'
+        '<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
+        *(charts._MARGIN, y_label, top, height, join(grid), join(drawn), top + height + 38, x_label),
+    )
+    return _shape_legend(legend) + charts._svg(title, top + height + 46, inner, charts._MARGIN, 16)
+
+
+def _link(
+    start: Spot, end: Spot, across: Callable[[float], str], up: Callable[[float], str], is_dotted: bool
+) -> Markup:
+    return markup(
+        '<g class="s{}"><line class="series-stroke" x1="{}" y1="{}" x2="{}" y2="{}"{}/></g>\n',
+        *(_colour(start.series), across(start.x[0]), up(start.y[0]), across(end.x[0]), up(end.y[0])),
+        Markup(' stroke-dasharray="2 3"') if is_dotted else "",
+    )
+
+
+def _spot(spot: Spot, across: Callable[[float], str], up: Callable[[float], str]) -> Markup:
+    told = f"{spot.name}: {number(spot.x[0])} across, {number(spot.y[0])} up"
+    x, y = across(spot.x[0]), up(spot.y[0])
+    return markup(
+        '<g class="s{}"><g class="series-stroke" opacity="0.45"><line x1="{}" x2="{}" y1="{}" y2="{}"/>'
+        '<line x1="{}" x2="{}" y1="{}" y2="{}"/></g>{}</g>\n',
+        *(_colour(spot.series), across(spot.x[1]), across(spot.x[2]), y, y, x, x, up(spot.y[1]), up(spot.y[2])),
+        _mark(spot.series, x, y, told, ring=spot.is_variant),
+    )
+
+
+def _axis(low: float, high: float) -> tuple[list[float], Callable[[float], float], tuple[float, float]]:
+    """Ticks, where a value stands from 0 to 1, and the axis's ends: the values' own and a little more."""
+    more = _MORE * (high - low) or abs(high) / 10 or 1.0
+    low, high = low - more, high + more
+    step = charts._step((high - low) / _TICKS)
+    ticks = [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return ticks, lambda value: (value - low) / (high - low), (low, high)
