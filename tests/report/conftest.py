@@ -58,6 +58,6 @@ def browser() -> Iterator[Any]:
     # Chromium's sandbox does not start for root.
     with sync_api.sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=executable, args=arguments)
+        opened = playwright.chromium.launch(executable_path=executable, args=arguments, timeout=180_000)
         yield opened
         opened.close()

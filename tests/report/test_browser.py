@@ -12,6 +12,7 @@ import pytest
 
 from report.runs import HOSTILE
 
+_PATIENCE = 180_000  # milliseconds: a busy machine must not fail a test
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 # WCAG 2.2's ratio of two colours, 1.4.3, of every element that has text of its own against the ground painted under it.
 CONTRASTS = """() => {
@@ -72,6 +73,7 @@ def open_page(browser: Any, run_html: Path) -> Iterator[Open]:
 
     def opened(size: dict[str, int] = DESKTOP, **settings: Any) -> Page:
         contexts.append(browser.new_context(viewport=size, **settings))
+        contexts[-1].set_default_timeout(_PATIENCE)
         return Page(contexts[-1].new_page(), run_html)
 
     yield opened

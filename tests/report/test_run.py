@@ -207,7 +207,7 @@ def test_a_broken_run_file_is_an_error(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("figures", "said"),
     [
-        ([(0, 3.0), (2, 1.0), (4, 0.5)], "got better: it needs fewer bits per byte of held-out text, 0.5000 after step 4, 3"),
+        ([(0, 3.0), (2, 1.0), (4, 0.5)], "it needs fewer bits per byte of held-out text, 0.5000 after step 4, 3.0000"),
         ([(0, 3.0), (2, 0.5), (4, 1.0)], "After the last step it needs 1.0000; the best one was saved."),
         ([(0, 1.0), (2, 2.0)], "not get better: its lowest bits per byte of held-out text are 2.0000 after step 2, 1"),
         ([(0, 1.0), (2, 1.0)], "The student did not get better"),
