@@ -15,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,19 +136,24 @@ def model_config(vocab_size: int, shape: dict[str, int], begin: int | None, end:
 
 def train_teacher(model: LlamaForCausalLM, vocabulary: Vocabulary) -> None:
     """Next-token prediction on clean problems, each ended by the end token; no problem is seen twice."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=WARMUP)
     texts = [p.text for p in problems(TEXT_SEED, STEPS * BATCH)]
-    for step in range(STEPS):
-        ids, labels = batch_of(vocabulary, texts[step * BATCH : (step + 1) * BATCH])
+    batches = (batch_of(vocabulary, texts[step * BATCH : (step + 1) * BATCH]) for step in range(STEPS))
+    train(model, batches, STEPS, "teacher")
+
+
+def train(model: LlamaForCausalLM, batches: Iterable[tuple[Tensor, Tensor]], steps: int, name: str) -> None:
+    """Next-token prediction on as many batches as steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP)
+    for step, (ids, labels) in enumerate(batches, 1):
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if (step + 1) % 500 == 0:
-            print(f"step {step + 1} of {STEPS}: {loss.item() / math.log(2):.3f} bits per token", flush=True)
+        if step % (steps // 5) == 0:
+            print(f"{name}: step {step} of {steps}: {loss.item() / math.log(2):.3f} bits per token", flush=True)
 
 
 def batch_of(vocabulary: Vocabulary, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -45,6 +44,7 @@ from make_demo import (
     batch_of,
     model_config,
     save_tokenizer,
+    train,
     trained,
 )
 from transformers import LlamaForCausalLM
@@ -101,7 +101,7 @@ KNOWN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "splitting": (PEOPLE[::2], THINGS),
     "packing": (PEOPLE[::2], THINGS),
 }
-BATCH, LEARNING_RATE, WARMUP = 32, 3e-3, 0.05
+BATCH = 32
 STEPS_OF = {"student": 600, "small": 600, "splitting": 1000, "packing": 1000}
 TOKENIZER_SEED, TOKENIZER_DOCUMENTS = 50, 6000
 SEED_OF = {"student": 10, "small": 11, "splitting": 12, "packing": 13}
@@ -208,28 +208,19 @@ def make_model(name: str, folder: Path) -> None:
     model = LlamaForCausalLM(model_config(vocabulary.size, SHAPES[name], *ids))
     people, things = KNOWN[name]
     stream = documents(100 + SEED_OF[name], people=people, things=things)
-    train(model, vocabulary, stream, STEPS_OF[name], name)
+    train(model, batches_of(vocabulary, stream, STEPS_OF[name]), STEPS_OF[name], name)
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-def train(model: LlamaForCausalLM, vocabulary: Vocabulary, stream: Iterator[Document], steps: int, name: str) -> None:
-    """Next-token prediction, each document ended by the end token; none is seen twice."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP)
-    prefix = list(vocabulary.prefix_ids)
-    for step in range(steps):
+def batches_of(
+    vocabulary: Vocabulary, stream: Iterator[Document], steps: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Documents as the model will read them, behind what its tokenizer puts in front; none comes twice."""
+    prefix = torch.tensor(vocabulary.prefix_ids, dtype=torch.int64)
+    for _ in range(steps):
         ids, labels = batch_of(vocabulary, [d.text for d in first(BATCH, stream)])
-        if prefix:
-            front = torch.tensor(prefix).expand(len(ids), -1)
-            ids, labels = torch.cat([front, ids], dim=1), torch.cat([torch.full_like(front, -100), labels], dim=1)
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if (step + 1) % 200 == 0:
-            print(f"{name}: step {step + 1} of {steps}: {loss.item() / math.log(2):.3f} bits per token", flush=True)
+        front = prefix.expand(len(ids), -1)
+        yield torch.cat([front, ids], dim=1), torch.cat([torch.full_like(front, -100), labels], dim=1)
 
 
 def main() -> None:

@@ -1,0 +1,160 @@
+"""The miniature study's results as tables, from the CSV in the repository: `python -m benchmarks.miniature`.
+
+`--write` puts them into README.md and studies/miniature/README.md, between their markers. A figure is the mean over the
+seeds with half of its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from xtoken.study import StudyConfig, load_study
+
+__all__ = ["BLOCKS", "in_document", "main", "tables"]
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = ROOT / "studies" / "miniature"
+README, DETAILS = ROOT / "README.md", STUDY / "README.md"
+
+_SHORT = ("exact_answers", "bits_per_byte")
+_ALL = (*_SHORT, "bits_per_byte/numerals", "bits_per_byte/words", "answer_kl", "teacher_kl")
+_HEADINGS = {
+    "exact_answers": "exact answers, %",
+    "bits_per_byte": "bits per byte",
+    "bits_per_byte/numerals": "on numerals",
+    "bits_per_byte/words": "on words",
+    "answer_kl": "KL of the answer",
+    "teacher_kl": "KL of the next byte",
+}
+_WORDS = {"holds": "holds", "fails": "does not hold", "undecided": "undecided"}
+
+Row = dict[str, str]
+Results = dict[tuple[str, str, str], Row]
+
+
+def read() -> Results:
+    """Rows of summary.csv by pair, method with its variant, and measure."""
+    with (STUDY / "results" / "summary.csv").open(encoding="utf-8", newline="") as file:
+        return {(r["pair"], _full(r["method"], r["variant"]), r["measure"]): r for r in csv.DictReader(file)}
+
+
+def answers() -> list[dict[str, Any]]:
+    """What became of the questions."""
+    found: list[dict[str, Any]] = json.loads((STUDY / "results" / "answers.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _full(method: str, variant: str) -> str:
+    return f"{method} @ {variant}" if variant else method
+
+
+def main_table() -> str:
+    """Every method on both pairs, the task and the text."""
+    study, results = load_study(STUDY / "study.yaml"), read()
+    columns = [(pair, measure) for pair in study.pairs for measure in _SHORT]
+    headings = [f"{pair}: {_HEADINGS[measure]}" for pair, measure in columns]
+    return _table(study, results, list(study.methods), columns, headings)
+
+
+def pair_table(pair: str) -> str:
+    """Every method and variant on one pair, by all measures."""
+    study, results = load_study(STUDY / "study.yaml"), read()
+    columns = [(pair, measure) for measure in _ALL]
+    return _table(study, results, study.full_names, columns, [_HEADINGS[measure] for measure in _ALL])
+
+
+def _table(
+    study: StudyConfig,
+    results: Results,
+    names: Sequence[str],
+    columns: Sequence[tuple[str, str]],
+    headings: Sequence[str],
+) -> str:
+    lines = [f"| method | {' | '.join(headings)} |", "|" + "---|" * (len(headings) + 1)]
+    for name in names:
+        cells = [_cell(results.get((pair, name, measure))) for pair, measure in columns]
+        lines.append(f"| {study.label(name)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    scale, digits = (100, 1) if row["measure"] == "exact_answers" else (1, 3)
+    mean = f"{scale * float(row['mean']):.{digits}f}"
+    return f"{mean} ± {scale * (float(row['high']) - float(row['mean'])):.{digits}f}" if row["high"] else mean
+
+
+def questions() -> str:
+    """A line for each question."""
+    lines = ["| | asked of the data | |", "|---|---|---|"]
+    lines += [f"| {q['id']} | {q['asks']} | **{_WORDS[q['verdict']]}** |" for q in answers()]
+    return "\n".join(lines) + "\n"
+
+
+def claims() -> str:
+    """Each question with the sentences that decide it."""
+    return "\n".join(_claims_of(question) for question in answers())
+
+
+def _claims_of(question: dict[str, Any]) -> str:
+    sentences = "".join(f"  * {claim['sentence']} ({_WORDS[claim['verdict']]})\n" for claim in question["claims"])
+    return f"* **{question['id']}: {question['asks']}: {_WORDS[question['verdict']]}.**\n{sentences}"
+
+
+def made_by() -> str:
+    """The machine and the commit."""
+    found = json.loads((STUDY / "results" / "machine.json").read_text(encoding="utf-8"))
+    return (
+        f"Commit {found['commit'][:12]}, {found['date'][:10]}; {found['cpu']}, {found['cores']} cores; Python "
+        f"{found['python']}, torch {found['torch']}, transformers {found['transformers']}.\n"
+    )
+
+
+BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
+    (README, "results"): main_table,
+    (README, "questions"): questions,
+    (DETAILS, "machine"): made_by,
+    (DETAILS, "questions"): claims,
+    (DETAILS, "splits-digits"): partial(pair_table, "splits-digits"),
+    (DETAILS, "packs-digits"): partial(pair_table, "packs-digits"),
+}
+
+
+def _block(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
+
+
+def tables() -> Iterator[tuple[Path, str, str]]:
+    """Each document, the name of its block, and what should stand there."""
+    for (document, name), made in BLOCKS.items():
+        yield document, name, made()
+
+
+def in_document(document: Path, name: str) -> str:
+    """What stands there."""
+    found = _block(name).search(document.read_text(encoding="utf-8"))
+    return found[0] if found else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the tables, and writes them into the documents with `--write`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.miniature", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the tables into the documents")
+    asked = parser.parse_args(arguments)
+    for document, name, made in tables():
+        print(f"{document.relative_to(ROOT)}, {name}\n\n{made}")
+        if asked.write:
+            text = document.read_text(encoding="utf-8")
+            document.write_text(_block(name).sub(lambda _, made=made: made, text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
