@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 .DEFAULT_GOAL := help
 TEXTS := studies/miniature/texts/.made
 
-.PHONY: help setup demo study study-quick test test-slow test-all bench lint types wheel tokenizers clean
+.PHONY: help setup demo study replication study-quick test test-slow test-all bench lint types wheel tokenizers clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -32,6 +32,11 @@ $(TEXTS): $(STAMP) scripts/make_miniature.py
 
 study: $(TEXTS) ## Run the miniature of the paper: every method, two pairs, five seeds (under an hour)
 	$(BIN)/xtoken study studies/miniature/study.yaml --out studies/miniature/results
+
+replication: $(TEXTS) ## Run its open questions again with ten other seeds (half an hour more)
+	@# The sweep is the same, and a finished cell is never run again.
+	@mkdir -p studies/miniature/replication && cp -rn studies/miniature/results/*/ studies/miniature/replication/ 2>/dev/null || true
+	$(BIN)/xtoken study studies/miniature/replication.yaml --out studies/miniature/replication
 
 study-quick: $(TEXTS) ## Run a few cells of it (under 8 minutes)
 	$(BIN)/xtoken study studies/miniature/study.yaml --quick --out studies-out/miniature-quick
