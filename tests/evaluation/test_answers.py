@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from small_tokenizers import small
 from xtoken.demo.assets import ASSETS
 from xtoken.demo.problems import problems
 from xtoken.errors import XTokenError
@@ -160,6 +161,31 @@ def test_a_student_that_packs_digits_is_asked_once() -> None:
     for number in ("7", "12", "07", "128", "999"):
         assert probs[number] == pytest.approx(float(first[int(vocabulary.encode(number).ids[0])]))
     assert rest == pytest.approx(1 - sum(probs.values()))
+
+
+class OnlyDigits(nn.Module):
+    """After anything, each token that begins with a digit, and no other, with one probability."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.logits = torch.tensor([0.0 if content[:1].isdigit() else -40.0 for content in spelled_by(vocabulary)])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
+
+
+def spelled_by(vocabulary: Vocabulary) -> list[bytes]:
+    return [content or b"" for content in vocabulary.tokens]
+
+
+def test_a_tokenizer_with_some_numbers_as_a_token_has_a_belief_that_adds_up_to_1() -> None:
+    vocabulary = small("packing").vocabulary
+    cut = {number: len(vocabulary.encode(number)) for number in NUMBERS}
+    assert {cut["20"], cut["25"]} == {1, 2}, "the tokenizer is one that packs some of the numbers"
+    (found,) = answer_distributions(OnlyDigits(vocabulary), vocabulary, ["in all "])
+    assert found.sum() == pytest.approx(1)
 
 
 def test_the_kl_is_nothing_for_one_belief_and_the_sum_for_two() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
@@ -73,6 +76,24 @@ def test_the_batch_changes_nothing(batch_size: int) -> None:
         teacher_kl(STUDENT_MODEL, STUDENT, TEACHER_MODEL, TEACHER, TEXTS, batch_size=n) for n in (8, batch_size)
     )
     assert parts.total == pytest.approx(whole.total, rel=1e-5)
+
+
+class Sure(torch.nn.Module):
+    """A model whose distributions are all but one token each."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model, self.config, self.device = model, model.config, model.device
+
+    def forward(self, **inputs: Any) -> Any:
+        found = self.model(**inputs)
+        found.logits = found.logits * 1e5
+        return found
+
+
+def test_what_the_student_rounds_to_0_has_a_finite_kl() -> None:
+    found = teacher_kl(Sure(STUDENT_MODEL), STUDENT, TEACHER_MODEL, TEACHER, TEXTS)
+    assert 10 < found.total < 149 * math.log(2)
 
 
 def test_no_text_is_refused() -> None:

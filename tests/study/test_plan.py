@@ -42,7 +42,8 @@ def test_each_method_is_trained_for_each_seed_and_seeds_come_one_after_the_other
 def test_variants_have_their_own_seeds_and_pairs(folder: Path) -> None:
     pairs = {name: small.raw(folder)["pairs"]["p"] for name in ("p", "q")}
     variants = [{"name": "v", "set": {"optim": {"steps": 1}}, "methods": ["ce"], "seeds": [1, 5], "pairs": ["q"]}]
-    made = plan(folder, pairs=pairs, variants=variants, methods={"ce": {}, "gold": {"pairs": ["p"]}})
+    methods = {"ce": {}, "gold": small.raw(folder)["methods"]["gold"] | {"pairs": ["p"]}}
+    made = plan(folder, pairs=pairs, variants=variants, methods=methods)
     found = [(cell.pair, cell.full_name, cell.seed) for cell in made.main({})]
     assert [each for each in found if each[1] == "ce @ v"] == [("q", "ce @ v", 1), ("q", "ce @ v", 5)]
     assert {pair for pair, name, _ in found if name == "gold"} == {"p"}
@@ -114,6 +115,27 @@ def test_the_sweep_tries_each_value_and_its_choice_goes_to_variants_too(folder: 
     chosen = made.main({("p", "gold"): 2e-3})
     assert {(cell.full_name, cell.learning_rate) for cell in chosen} == {("gold", 2e-3), ("gold @ v", 2e-3)}
     assert {cell.method for cell in made.undecided({("p", "gold"): 2e-3})} == {"ce"}
+
+
+def test_what_would_be_held_against_itself_is_refused(folder: Path) -> None:
+    gold = small.raw(folder)["methods"]["gold"]
+    twin = {"teachers": [gold["teachers"][0] | {"weight": 1.0}]}  # the default, written out
+    with pytest.raises(XTokenError, match=r"method .other. on pair .p.: its settings come to those of method .gold."):
+        plan(folder, methods={"ce": {}, "gold": gold, "other": twin})
+    idle = [{"name": "v", "set": {"optim": {"steps": 2}}, "methods": ["gold"]}]
+    with pytest.raises(
+        XTokenError, match=r"method .gold @ v. on pair .p.: its settings come to those of method .gold."
+    ):
+        plan(folder, variants=idle)
+
+
+def test_values_of_the_sweep_that_make_one_cell_are_refused(folder: Path) -> None:
+    made = with_validation(folder)
+    with pytest.raises(XTokenError, match=r"method .ce. on pair .p.: the values 0.001, 0.001 of the sweep do not make"):
+        plan(folder, **made | {"sweep": SWEEP | {"values": [1e-3, 0.001]}})
+    overlay = parse_study(small.raw(folder, **made, quick={"sweep": True, "set": {"optim": {"learning_rate": 1e-3}}}))
+    with pytest.raises(XTokenError, match=r"set the key nowhere else"):
+        Plan(quickened(overlay), folder / "out")
 
 
 def test_a_variant_may_set_what_is_swept_and_a_method_may_not(folder: Path) -> None:

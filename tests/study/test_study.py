@@ -26,6 +26,7 @@ from xtoken.errors import DivergedError
 from xtoken.evaluation import bits_per_byte
 from xtoken.study.cell import run_job
 from xtoken.study.plan import Cell
+from xtoken.study.write import Folder
 from xtoken.tokens import Vocabulary
 from xtoken.training import LoadedModel, distil, load_model
 
@@ -137,6 +138,43 @@ def test_a_finished_cell_is_not_run_again_and_a_changed_one_is(folder: Path, ran
     methods["gold"]["teachers"][0]["temperature"] = 2.0
     study(small.write(folder, methods=methods, seeds=[0, 1, 2]))
     assert sorted((cell.method, cell.seed) for cell in ran) == [("ce", 2), ("gold", 0), ("gold", 1), ("gold", 2)]
+
+
+def test_a_cell_that_two_pairs_share_is_in_the_tables_of_both(folder: Path) -> None:
+    pair = small.raw(folder)["pairs"]["p"]
+    gold = small.raw(folder)["methods"]["gold"]
+    pairs = {"p": pair, "q": pair | {"models": {"main": pair["models"]["small"]}}}
+    code, _, err = study(small.write(folder, pairs=pairs, methods={"ce": {}, "gold": gold}, seeds=[0]))
+    assert code == 0, err
+    assert len({file.name for file in (folder / "out/cells").glob("*/ce/*.json")}) == 1, "cross-entropy asks no teacher"
+    found = {(r["pair"], r["method"]) for r in rows(folder / "out/summary.csv")}
+    assert found == {("p", "ce"), ("p", "gold"), ("q", "ce"), ("q", "gold")}
+    assert {r["pair"] for r in rows(folder / "out/comparisons.csv")} == {"p", "q"}
+    about = json.loads((folder / "out/statistics.json").read_text())
+    assert "about 0 of the 0 with an interval" in about["sentence"], "one seed has none"
+
+
+def test_a_file_of_no_use_is_a_cell_to_run_and_commits_are_those_of_the_cells(folder: Path, ran: list[Cell]) -> None:
+    file = small.write(folder, methods={"ce": {}}, baselines=[], labels={}, questions=[])
+    study(file)
+    one, other = sorted((folder / "out/cells/p/ce").iterdir())
+    one.write_text("{}")
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"commit": "0ld"}))
+    ran.clear()
+    assert study(file)[0] == 0
+    assert [cell.key for cell in ran] == [one.stem]
+    commits = json.loads((folder / "out/machine.json").read_text())["commits"]
+    assert commits == sorted({"0ld", *filter(None, [json.loads(one.read_text())["commit"]])})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no lock on a folder")
+def test_two_studies_do_not_work_in_one_folder(folder: Path, ran: list[Cell]) -> None:
+    with Folder(folder / "out").alone():
+        code, _, err = study(small.write(folder))
+    assert (code, ran) == (2, [])
+    assert "another study is at work in" in err
+    with Folder(folder / "out").alone():
+        pass
 
 
 def test_ctrl_c_loses_the_cell_at_hand_alone(folder: Path, monkeypatch: pytest.MonkeyPatch, ran: list[Cell]) -> None:

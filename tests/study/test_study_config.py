@@ -47,6 +47,18 @@ def study(**changes: Any) -> Any:
         ({"measures": {"held_out": "x", "validation": "y"}}, "measures.validation has no effect without sweep"),
         ({"measures": {"held_out": "x", "teacher": "mian"}, "questions": None}, "there is no model 'mian' (did you me"),
         ({"sweep": {"values": [1], "seeds": [9]}}, "it chooses by measures.validation, which is not there"),
+        ({"name": "../x"}, "name is '../x', which becomes a folder"),
+        ({"baselines": ["ce", "ce"]}, "baselines: 'ce' is there twice"),
+        ({"labels": {"ce": "gold"}}, "labels: 'gold' is there twice"),
+        ({"questions": 2 * [{"id": "b", "claims": [CLAIM]}]}, "questions: 'b' is there twice"),
+        ({"questions": [{"id": "b", "claims": [CLAIM | {"better": "gold"}]}]}, "claim 0: it holds gold against itself"),
+        (
+            {
+                "pairs": {n: {"student": "x", "models": {"main": "y"}} for n in "pq"},
+                "methods": {"ce": {}, "gold": {"pairs": ["q"]}},
+            },
+            "question a, claim 0: gold is not trained on pair p",
+        ),
         ({"quick": {"methods": ["gld"]}}, "quick.methods: there is no method 'gld'"),
     ],
 )

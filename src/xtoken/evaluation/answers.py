@@ -38,7 +38,6 @@ _FLOOR = 1e-30
 
 # The events of `answer_distributions`: each number of up to three digits, a leading zero being another number.
 NUMBERS = tuple(f"{n:0{width}d}" for width in (1, 2, 3) for n in range(10**width))
-_DIGITS = max(map(len, NUMBERS))
 
 
 @dataclass(frozen=True)
@@ -146,12 +145,10 @@ class _Paths:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.size = vocabulary.size
         self.of = [tuple(vocabulary.encode(number).ids.tolist()) for number in NUMBERS]
-        longer = dict(zip(NUMBERS, self.of, strict=True))
-        # A shorter number has to be ended where a longer one begins with the same tokens.
-        self.is_open = [
-            len(number) < _DIGITS and longer[number + "0"][: len(path)] == path
-            for number, path in zip(NUMBERS, self.of, strict=True)
-        ]
+        # A number has to be ended where a longer one begins with the same tokens, be it one alone: a tokenizer may have
+        # 30 as a token and spell 31 in two.
+        begun = {path[:n] for path in self.of for n in range(1, len(path))}
+        self.is_open = [path in begun for path in self.of]
         self.next: dict[tuple[int, ...], set[int]] = defaultdict(set)
         for path, is_open in zip(self.of, self.is_open, strict=True):
             for n, token in enumerate(path):

@@ -9,6 +9,7 @@ counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +34,9 @@ Ints = NDArray[np.int64]
 WORDS_NAME = "words"
 END = 256  # the event that no text follows
 _EVENTS = END + 1
+# What float32 rounds to 0, or a student has no token for, counts as the smallest number of float32, so that a KL stays
+# finite.
+_SMALLEST = 2.0**-149
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ def teacher_kl(
                 for n, (reader, side) in enumerate(zip(readers, spans, strict=True))
             )
             # An event that the teacher rules out adds nothing, whatever the student makes of it.
+            log_s = log_s.clamp(min=math.log(_SMALLEST))
             kls.append(torch.where(log_t > -torch.inf, log_t.exp() * (log_t - log_s), 0.0).sum(dim=1))
             classes += [name for _, names in shared for name in names]
     if not classes:

@@ -244,6 +244,18 @@ class StudyConfig(_Section):
         """The methods and the variants of them, as tables call them."""
         return [*self.methods, *(f"{method} @ {v.name}" for v in self.variants for method in v.methods)]
 
+    def rows(self) -> Iterator[tuple[str, str, VariantConfig | None]]:
+        """Every method and every variant of it, on every pair that it is for."""
+        for pair in self.pairs:
+            for name, method in self.methods.items():
+                if method.pairs is None or pair in method.pairs:
+                    yield pair, name, None
+            for variant in self.variants:
+                for name in variant.methods:
+                    allowed = [each for each in (variant.pairs, self.methods[name].pairs) if each is not None]
+                    if all(pair in each for each in allowed):
+                        yield pair, name, variant
+
     def to_yaml(self) -> str:
         """The file that `load_study` reads this study from; what was left out stays out."""
         raw = self.model_dump(exclude_unset=True)
@@ -331,7 +343,10 @@ def _mistakes(study: StudyConfig) -> Iterator[str]:
         for name in names:
             if not _NAME.fullmatch(name) or name != name.strip():
                 yield f"{key}.{name}: a name becomes a folder, so it has no /, \\ or @ in it and begins with no dot"
-    yield from filter(None, _unknown_names(study))
+    if not _NAME.fullmatch(study.name) or study.name != study.name.strip():
+        yield f"name is {study.name!r}, which becomes a folder, so it has no /, \\ or @ in it and begins with no dot"
+    unknown = [wrong for wrong in _unknown_names(study) if wrong is not None]
+    yield from unknown or _idle(study)
     full_names = study.full_names
     for name in sorted({name for name in full_names if full_names.count(name) > 1}):
         yield f"variants: {name!r} is made twice"
@@ -345,6 +360,31 @@ def _mistakes(study: StudyConfig) -> Iterator[str]:
             yield f"sweep.choose_by: {study.sweep.choose_by} needs measures.teacher"
     elif study.measures.validation is not None:
         yield "measures.validation has no effect without sweep: it is for the sweep's choice alone"
+
+
+def _idle(study: StudyConfig) -> Iterator[str]:
+    """What is named twice, and claims that nothing could decide; all names are known."""
+    repeated = {
+        "baselines": study.baselines,
+        "questions": [question.id for question in study.questions],
+        "labels": [study.label(name) for name in dict.fromkeys(study.full_names)],
+    }
+    for where, names in repeated.items():
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"{where}: {name!r} is there twice"
+    rows = {(pair, _full_name(method, variant)) for pair, method, variant in study.rows()}
+    for question in study.questions:
+        for number, claim in enumerate(question.claims):
+            where = f"question {question.id}, claim {number}"
+            if len(set(claim.methods)) == 1:
+                yield f"{where}: it holds {claim.methods[0]} against itself"
+            for name in claim.methods:
+                if (claim.pair, name) not in rows:
+                    yield f"{where}: {name} is not trained on pair {claim.pair}"
+
+
+def _full_name(method: str, variant: VariantConfig | None) -> str:
+    return method if variant is None else f"{method} @ {variant.name}"
 
 
 def _all_seeds(study: StudyConfig) -> Iterator[tuple[str, list[int]]]:

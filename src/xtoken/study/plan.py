@@ -143,20 +143,9 @@ class Plan:
     def __init__(self, study: StudyConfig, out: Path) -> None:
         self.study, self.out, self._prints = study, out, Prints()
         _check_models(study)
-        for pair, method, variant in self._rows():
+        for pair, method, variant in self.study.rows():
             self._check(pair, method, variant)
-
-    def _rows(self) -> Iterator[tuple[str, str, VariantConfig | None]]:
-        """Every method and every variant of it, on every pair that it is for."""
-        for pair in self.study.pairs:
-            for name, method in self.study.methods.items():
-                if method.pairs is None or pair in method.pairs:
-                    yield pair, name, None
-            for variant in self.study.variants:
-                for name in variant.methods:
-                    allowed = [each for each in (variant.pairs, self.study.methods[name].pairs) if each is not None]
-                    if all(pair in each for each in allowed):
-                        yield pair, name, variant
+        self._check_differences()
 
     def _check(self, pair: str, method: str, variant: VariantConfig | None) -> None:
         """Raises for settings that cannot be trained with, naming the method."""
@@ -165,11 +154,30 @@ class Plan:
         for value in values:
             self._run_config(pair, method, variant, value, seed)
 
+    def _check_differences(self) -> None:
+        """Raises for what would be another name for the same cells, or the same trial of the sweep twice."""
+        values = [None] if self.study.sweep is None else self.study.sweep.values
+        seen: dict[tuple[str, tuple[str, ...]], str] = {}
+        for pair, method, variant in self.study.rows():
+            where, seed = _where(pair, method, variant), self.study.seeds[0]
+            keys = tuple(self._cell(pair, method, variant, "main", seed, value).key for value in values)
+            if variant is None and len(set(keys)) < len(keys):
+                raise XTokenError(
+                    f"{where}: the values {', '.join(map(str, values))} of the sweep do not make different cells; name "
+                    "each once, and set the key nowhere else"
+                )
+            if (pair, keys) in seen:
+                raise XTokenError(
+                    f"{where}: its settings come to those of {seen[pair, keys]}, so that one would be held against "
+                    "itself; change one of them, or leave it out"
+                )
+            seen[pair, keys] = where
+
     @property
     def texts(self) -> list[TeacherTexts]:
         """What teachers write before anything is trained; each once."""
         value = None if self.study.sweep is None else self.study.sweep.values[0]
-        found = [self._settings(*row, value, 0)[1] for row in self._rows()]
+        found = [self._settings(*row, value, 0)[1] for row in self.study.rows()]
         return list({texts.key: texts for texts in found if texts is not None}.values())
 
     @property
@@ -193,7 +201,7 @@ class Plan:
         sweep = self.study.sweep
         if sweep is None:
             return []
-        methods = [(pair, method) for pair, method, variant in self._rows() if variant is None]
+        methods = [(pair, method) for pair, method, variant in self.study.rows() if variant is None]
         return [
             self._cell(pair, method, None, "sweep", seed, value)
             for seed in sweep.seeds
@@ -207,7 +215,7 @@ class Plan:
         Args:
             chosen: the sweep's value for each (pair, method); one that has none is left out. Ignored without a sweep.
         """
-        rows = list(self._rows())
+        rows = list(self.study.rows())
         seeds = list(dict.fromkeys(seed for _, _, variant in rows for seed in self.study.seeds_of(variant)))
         return [
             self._cell(pair, method, variant, "main", seed, chosen.get((pair, method)))
@@ -223,7 +231,7 @@ class Plan:
             return []
         return [
             self._cell(pair, method, variant, "main", seed, sweep.values[0])
-            for pair, method, variant in self._rows()
+            for pair, method, variant in self.study.rows()
             for seed in self.study.seeds_of(variant)
             if (pair, method) not in chosen
         ]
@@ -231,14 +239,14 @@ class Plan:
     def teachers(self) -> Iterator[tuple[str, str, list[Settings]]]:
         """Of every method on every pair what a message calls it, the student, and the teachers' settings."""
         value = None if self.study.sweep is None else self.study.sweep.values[0]
-        for pair, method, variant in self._rows():
+        for pair, method, variant in self.study.rows():
             settings, _ = self._settings(pair, method, variant, value, 0)
             yield _where(pair, method, variant), settings["student"]["model"], settings["teachers"]
 
     @property
     def main_count(self) -> int:
         """How many cells the study proper has."""
-        return sum(len(self.study.seeds_of(variant)) for _, _, variant in self._rows())
+        return sum(len(self.study.seeds_of(variant)) for _, _, variant in self.study.rows())
 
     @property
     def references(self) -> list[Reference]:

@@ -76,7 +76,7 @@ def run_study(
         console: for progress; by default stderr.
 
     Raises:
-        XTokenError: a mistake in the study, before anything runs.
+        XTokenError: a mistake in the study, before anything runs; another study at work in its folder.
     """
     check_scipy()
     out = out or default_folder(study, quick=quick)
@@ -84,9 +84,10 @@ def run_study(
     plan = Plan(asked, out)
     check_ahead(plan)
     folder = Folder(out)
-    folder.write_study(study)
-    run = _Run(plan, folder, jobs or default_jobs(), console or Console(stderr=True, highlight=False), quick=quick)
-    return run.go()
+    with folder.alone():
+        folder.write_study(study)
+        run = _Run(plan, folder, jobs or default_jobs(), console or Console(stderr=True, highlight=False), quick=quick)
+        return run.go()
 
 
 def describe(study: StudyConfig, out: Path | None = None, *, quick: bool = False) -> dict[str, Any]:
@@ -161,7 +162,8 @@ class _Run:
     def __init__(self, plan: Plan, folder: Folder, jobs: int, console: Console, *, quick: bool) -> None:
         self.plan, self.folder, self.jobs, self.console, self.quick = plan, folder, jobs, console, quick
         self.study = plan.study
-        self.records: dict[str, Record] = {}
+        # By what they are and not by key: a method without teachers is one training on two pairs, and a row of each.
+        self.records: dict[tuple[str, str, str], Record] = {}
         self.failed: list[tuple[str, str]] = []
         self.ran = 0
         self.to_come = 0
@@ -193,7 +195,7 @@ class _Run:
                 self.work(pool, self.look(main), progress)
             finally:
                 self.write(progress)
-        self.tell_unchosen(main)
+        self.tell_unchosen()
         count = len(sweep) + self.plan.main_count
         return StudyResult(self.folder.path, count, self.ran, tuple(self.failed), self.answers)
 
@@ -216,7 +218,7 @@ class _Run:
         for cell in cells:
             record = self.folder.read(cell)
             if record is not None and record["status"] == DONE:
-                self.records[cell.key] = record
+                self.records[_place(cell)] = record
             else:
                 left.append(cell)
         return left
@@ -225,7 +227,7 @@ class _Run:
         for job, outcome in pool.outcomes(jobs):
             name = _name(job)
             if isinstance(job, Cell):
-                self.records[job.key] = self.folder.keep(job, _found(outcome))
+                self.records[_place(job)] = self.folder.keep(job, _found(outcome))
                 self.ran += 1
                 self.to_come -= 1
             elif isinstance(job, Reference) and isinstance(outcome, Outcome):
@@ -254,6 +256,7 @@ class _Run:
                 "wall": round(before + now - self.began, 1),
                 "cpu": round(sum(record["cpu_seconds"] for record in records), 1),
             },
+            "commits": sorted({record["commit"] for record in records if record.get("commit")}),
             "jobs": self.jobs,
             "quick": self.quick,
             "cells": {
@@ -265,7 +268,7 @@ class _Run:
         self.folder.write_machine(facts)
         self.began = self.written = now
 
-    def tell_unchosen(self, main: Sequence[Cell]) -> None:
+    def tell_unchosen(self) -> None:
         """Methods for which no value of the sweep was trained to the end have no cells of the study proper."""
         if self.study.sweep is None:
             return
@@ -277,6 +280,10 @@ class _Run:
                 "of the sweep",
             )
             self.failed.append(failure)
+
+
+def _place(cell: Cell) -> tuple[str, str, str]:
+    return cell.pair, cell.full_name, cell.key
 
 
 def _name(job: Job) -> str:

@@ -11,7 +11,10 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,9 +51,36 @@ class Folder:
         except OSError as error:
             raise XTokenError(f"cannot make the study's folder {path}: {error.strerror}") from None
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other studies out while this one works: both would train the same cells, and mix their tables.
+
+        A lock on the folder itself, which leaves no file and ends with its process, however that goes; there is none
+        on Windows.
+
+        Raises:
+            XTokenError: another study is at work in it.
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        import fcntl
+
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise XTokenError(
+                f"another study is at work in {self.path}: wait until it is done, or give another folder by --out"
+            ) from None
+        finally:
+            os.close(folder)
+
     def read(self, cell: Cell) -> Record | None:
         """What came of a cell; None where it never ended, or its file is of no use."""
-        return _json(self._file(cell))
+        found = _json(self._file(cell))
+        return found if found is not None and {"status", "measures", "wall_seconds"} <= found.keys() else None
 
     def keep(self, cell: Cell, found: Mapping[str, Any]) -> Record:
         """Writes a cell down.
@@ -72,7 +102,7 @@ class Folder:
             "settings": cell.settings,
             "learning_rate": cell.learning_rate,
             "swept": cell.swept,
-            "commit": commit()[0],
+            **dict(zip(("commit", "dirty"), commit(), strict=True)),
             **_finite(found),
         }
         file = self._file(cell)
@@ -154,7 +184,7 @@ class Folder:
             for question in study.questions
         )
         self._write_json("answers.json", [asdict(each) for each in answers])
-        self._write_json("statistics.json", _about(len(comparisons), sum(len(each.claims) for each in answers)))
+        self._write_json("statistics.json", _about(comparisons, sum(len(each.claims) for each in answers)))
         return answers
 
     def _write_json(self, name: str, value: Any) -> None:
@@ -289,19 +319,20 @@ def _loss_of(study: StudyConfig, full_name: str) -> str:
     return str(first.get("loss", "auto")) if isinstance(first, dict) else "auto"
 
 
-def _about(comparisons: int, claims: int) -> dict[str, Any]:
-    """How the intervals are to be read."""
-    by_chance = (1 - CONFIDENCE) * comparisons
+def _about(comparisons: Sequence[Mapping[str, Any]], claims: int) -> dict[str, Any]:
+    """How the intervals are to be read; a comparison of one seed has none, and cannot be called anything by chance."""
+    n = sum(row["low"] is not None for row in comparisons)
+    by_chance = (1 - CONFIDENCE) * n
     return {
         "confidence": CONFIDENCE,
         "interval": "Student's t over seeds; differences are paired by seed",
-        "comparisons": comparisons,
+        "comparisons": len(comparisons),
         "claims": claims,
         "correction": "none",
         "sentence": (
-            f"{comparisons} comparisons with baselines were made, and {claims} for the questions, each at 95 % and "
-            f"without a correction for their number: were there no difference anywhere, about {by_chance:.0f} of the "
-            f"{comparisons} would be called better or worse by chance."
+            f"{len(comparisons)} comparisons with baselines were made, and {claims} for the questions, each at 95 % "
+            f"and without a correction for their number: were there no difference anywhere, about {by_chance:.0f} of "
+            f"the {n} with an interval would be called better or worse by chance."
         ),
     }
 
