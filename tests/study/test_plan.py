@@ -205,9 +205,20 @@ def test_files_and_models_that_are_not_there_are_told(folder: Path) -> None:
 def test_text_that_a_teacher_writes_is_made_once_for_all_that_want_it(folder: Path) -> None:
     asks = {"teacher_text": {"model": "main", "max_new_tokens": 4}}
     hotter = {"teacher_text": {"model": "main", "max_new_tokens": 4, "temperature": 1.0}}
-    made = plan(folder, methods={"ce": {}, "gold": asks, "a": asks, "b": hotter})
+    more = asks | {"loss": {"ce_weight": 2.0}}
+    made = plan(folder, methods={"ce": {}, "gold": asks, "a": more, "b": hotter})
     assert len(made.texts) == 2
     cells = {cell.method: cell for cell in made.main({}) if cell.seed == 0}
     assert cells["gold"].texts == cells["a"].texts
     assert cells["gold"].settings["data"]["files"] == [cells["a"].texts.file]  # type: ignore[union-attr]
     assert len({cells[name].key for name in ("ce", "gold", "b")}) == 3
+
+
+def test_how_many_are_drawn_together_decides_what_is_drawn_and_nothing_of_greedy_text(folder: Path) -> None:
+    def key(**how: Any) -> str:
+        asks = {"teacher_text": {"model": "main", **how}}
+        (texts,) = plan(folder, methods={"ce": {}, "gold": asks}).texts
+        return texts.key
+
+    assert key() == key(batch_size=2)
+    assert key(temperature=1.0) != key(temperature=1.0, batch_size=2)

@@ -84,6 +84,10 @@ def test_sentences() -> None:
         "On p bad is worse than good by 30.7 points of exact answers (95 % interval 29.2 to 32.1, 3 seeds)."
     )
     assert said("bits_per_byte", "bad", "good").startswith("On p bad is better than good by 0.307 bits per byte (95 %")
+    same = {"a": {0: 0.0, 1: 0.0}, "b": {0: 0.0, 1: 0.0}}
+    assert "it is level in points of exact answers (95 % interval of its lead 0.0 to 0.0" in said(
+        "exact_answers", "a", "b", same
+    )
     low = {"a": {0: 1.0, 1: 1.3}, "b": {0: 1.1, 1: 1.1}}
     assert said("bits_per_byte", "a", "b", low) == (
         "On p it is undecided whether a is better than b: it is behind by 0.050 bits per byte (95 % interval of its "
@@ -100,3 +104,7 @@ def test_a_margin_is_told_in_the_units_of_the_sentence() -> None:
     (claim,) = asked({"no_better": "good", "than": "like-good", "margin": 0.05}).claims
     assert claim.sentence.startswith("GOOD is not better than LIKE-GOOD by 5.0 points of exact answers or more. On p")
     assert (claim.left, claim.right, claim.seeds) == ("good", "like-good", 3)
+    (claim,) = asked({"no_better": "good", "than": "like-good", "margin": 0.001}).claims
+    assert claim.sentence.startswith(
+        "Whether GOOD is better than LIKE-GOOD by 0.1 points of exact answers or more is u"
+    )

@@ -241,6 +241,11 @@ def test_a_method_that_no_swept_value_suits_is_told_and_the_others_are_run(
     assert code == 1
     assert "p, gold, seed 0: not run: no value of optim.learning_rate was trained to the end by gold" in err
     assert {r["method"] for r in rows(folder / "out/summary.csv")} == {"ce"}
+    monkeypatch.undo()
+    monkeypatch.setenv("XTOKEN_CACHE", str(folder / "cache"))
+    code, out, err = study(file)
+    assert (code, "4 cells, 2 run now" in out) == (0, True)
+    assert "[4/4] p, gold, seed 0" in err, "the cell of cross-entropy was done before, and counts"
 
 
 def test_a_teacher_writes_the_text_and_every_measure_is_made(folder: Path) -> None:

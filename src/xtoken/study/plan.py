@@ -350,7 +350,9 @@ class Plan:
         data = parse_config(settings, where=where).data
         if data.files is None or data.streaming or data.format != "text":
             raise XTokenError(f"{where}: teacher_text continues documents of data.files, of format text, not streamed")
-        chosen = {key: item for key, item in how.model_dump().items() if key not in ("model", "batch_size")}
+        chosen = how.model_dump(exclude={"model", "batch_size"})
+        if how.temperature > 0 and how.batch_size != TeacherTextConfig.model_fields["batch_size"].default:
+            chosen["batch_size"] = how.batch_size  # what is drawn depends on which documents are drawn together
         key = hashed([_FORMAT, self._prints.model(models[how.model]), chosen, self._prints.data(data)])
         return TeacherTexts(key, pair, models[how.model], how, data, str(self.out / TEXTS_FOLDER / f"{key}.jsonl"))
 

@@ -55,6 +55,10 @@ class StudyProgress:
         else:
             self.console.print(f"[{self.count}/{self.total}] {what}{', ' if left else ''}{left}", soft_wrap=True)
 
+    def skip(self, jobs: int) -> None:
+        """So many jobs turn out to have been done before."""
+        self.count += jobs
+
     def say(self, message: str) -> None:
         """A line that stays."""
         self.console.print(message, soft_wrap=True)

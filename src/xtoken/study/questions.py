@@ -36,7 +36,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and what became of it; `left` is the method it favours, `right` the other."""
+    """A claim and what became of it; it says of the method `left` that it is, or is not, better than `right`."""
 
     sentence: str
     verdict: Verdict
@@ -82,9 +82,9 @@ def sentence(pair: str, left: str, right: str, found: Comparison) -> str:
     n = len(found.seeds)
     size = f"{measure.number(abs(mean))} {measure.said}"
     if found.verdict == "undecided":
-        way = "behind" if mean < 0 else "ahead"
+        way = f"behind by {size}" if mean < 0 else f"ahead by {size}" if mean > 0 else f"level in {measure.said}"
         return (
-            f"On {pair} it is undecided whether {left} is better than {right}: it is {way} by {size} (95 % interval of "
+            f"On {pair} it is undecided whether {left} is better than {right}: it is {way} (95 % interval of "
             f"its lead {measure.number(low)} to {measure.number(high)}, {n} seeds){_missing(found)}."
         )
     ends = (low, high) if found.verdict == "better" else (-high, -low)
@@ -141,9 +141,14 @@ def _claim(
         return _made(asked, left, right, found, _better(found), said)
     margin, measure = asked.margin or 0.0, found.measure
     verdict = _no_better(found, margin)
-    word = {"holds": "not better", "fails": "better", "undecided": "perhaps better"}[verdict]
     by = f" by {measure.number(margin)} {measure.said} or more" if margin else f" by {measure.said}"
-    return _made(asked, left, right, found, verdict, f"{label(left)} is {word} than {label(right)}{by}. {said}")
+    rest = f"better than {label(right)}{by}"
+    judged = {
+        "holds": f"{label(left)} is not {rest}.",
+        "fails": f"{label(left)} is {rest}.",
+        "undecided": f"Whether {label(left)} is {rest} is undecided.",
+    }
+    return _made(asked, left, right, found, verdict, f"{judged[verdict]} {said}")
 
 
 def _compared(asked: ClaimConfig, left: str, right: str, values: Values) -> Comparison:

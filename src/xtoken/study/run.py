@@ -191,8 +191,11 @@ class _Run:
             try:
                 self.work(pool, first, progress)
                 self.work(pool, [*references, *left], progress)
-                main = self.plan.main(self.choices())
-                self.work(pool, self.look(main), progress)
+                before = len(self.records)
+                left = self.look(self.plan.main(self.choices()))
+                self.to_come = len(left)
+                progress.skip(len(self.records) - before)  # a part of the sweep was tried again
+                self.work(pool, left, progress)
             finally:
                 self.write(progress)
         self.tell_unchosen()
