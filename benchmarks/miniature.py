@@ -39,15 +39,15 @@ Row = dict[str, str]
 Results = dict[tuple[str, str, str], Row]
 
 
-def read() -> Results:
+def read(folder: str) -> Results:
     """Rows of summary.csv by pair, method with its variant, and measure."""
-    with (STUDY / "results" / "summary.csv").open(encoding="utf-8", newline="") as file:
+    with (STUDY / folder / "summary.csv").open(encoding="utf-8", newline="") as file:
         return {(r["pair"], _full(r["method"], r["variant"]), r["measure"]): r for r in csv.DictReader(file)}
 
 
-def answers() -> list[dict[str, Any]]:
+def answers(folder: str) -> list[dict[str, Any]]:
     """What became of the questions."""
-    found: list[dict[str, Any]] = json.loads((STUDY / "results" / "answers.json").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = json.loads((STUDY / folder / "answers.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -57,17 +57,18 @@ def _full(method: str, variant: str) -> str:
 
 def main_table() -> str:
     """Every method on both pairs, the task and the text."""
-    study, results = load_study(STUDY / "study.yaml"), read()
+    study, results = load_study(STUDY / "study.yaml"), read("results")
     columns = [(pair, measure) for pair in study.pairs for measure in _SHORT]
     headings = [f"{pair}: {_HEADINGS[measure]}" for pair, measure in columns]
     return _table(study, results, list(study.methods), columns, headings)
 
 
-def pair_table(pair: str) -> str:
+def pair_table(pair: str, study_file: str, folder: str) -> str:
     """Every method and variant on one pair, by all measures."""
-    study, results = load_study(STUDY / "study.yaml"), read()
+    study, results = load_study(STUDY / study_file), read(folder)
     columns = [(pair, measure) for measure in _ALL]
-    return _table(study, results, study.full_names, columns, [_HEADINGS[measure] for measure in _ALL])
+    names = [name for name in study.full_names if any((pair, name, measure) in results for measure in _ALL)]
+    return _table(study, results, names, columns, [_HEADINGS[measure] for measure in _ALL])
 
 
 def _table(
@@ -93,15 +94,18 @@ def _cell(row: Row | None) -> str:
 
 
 def questions() -> str:
-    """A line for each question."""
-    lines = ["| | asked of the data | |", "|---|---|---|"]
-    lines += [f"| {q['id']} | {q['asks']} | **{_WORDS[q['verdict']]}** |" for q in answers()]
+    """A line for each question, with the verdicts of both."""
+    first, again = ({q["id"]: q for q in answers(folder)} for folder in ("results", "replication"))
+    lines = ["| | asked of the data | 5 seeds | 10 other seeds |", "|---|---|---|---|"]
+    for name, question in (first | again).items():
+        verdicts = [_WORDS[found[name]["verdict"]] if name in found else "" for found in (first, again)]
+        lines.append(f"| {name} | {question['asks']} | {' | '.join(verdicts)} |")
     return "\n".join(lines) + "\n"
 
 
-def claims() -> str:
+def claims(folder: str) -> str:
     """Each question with the sentences that decide it."""
-    return "\n".join(_claims_of(question) for question in answers())
+    return "\n".join(_claims_of(question) for question in answers(folder))
 
 
 def _claims_of(question: dict[str, Any]) -> str:
@@ -109,22 +113,31 @@ def _claims_of(question: dict[str, Any]) -> str:
     return f"* **{question['id']}: {question['asks']}: {_WORDS[question['verdict']]}.**\n{sentences}"
 
 
-def made_by() -> str:
+def made_by(folder: str) -> str:
     """The machine and the commit."""
-    found = json.loads((STUDY / "results" / "machine.json").read_text(encoding="utf-8"))
+    found = json.loads((STUDY / folder / "machine.json").read_text(encoding="utf-8"))
     return (
-        f"Commit {found['commit'][:12]}, {found['date'][:10]}; {found['cpu']}, {found['cores']} cores; Python "
-        f"{found['python']}, torch {found['torch']}, transformers {found['transformers']}.\n"
+        f"Commit {found['commit'][:12]}, {found['date'][:10]}; {found['cpu']}, {found['cores']} cores, "
+        f"{found['seconds']['cpu'] / 60:.0f} minutes of CPU; Python {found['python']}, torch {found['torch']}, "
+        f"transformers {found['transformers']}.\n"
     )
 
 
 BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (README, "results"): main_table,
     (README, "questions"): questions,
-    (DETAILS, "machine"): made_by,
-    (DETAILS, "questions"): claims,
-    (DETAILS, "splits-digits"): partial(pair_table, "splits-digits"),
-    (DETAILS, "packs-digits"): partial(pair_table, "packs-digits"),
+    (DETAILS, "machine"): partial(made_by, "results"),
+    (DETAILS, "machine of the replication"): partial(made_by, "replication"),
+    (DETAILS, "questions"): partial(claims, "results"),
+    (DETAILS, "questions of the replication"): partial(claims, "replication"),
+    **{
+        (DETAILS, f"{pair}{of}"): partial(pair_table, pair, file, folder)
+        for pair in ("splits-digits", "packs-digits")
+        for of, file, folder in (
+            ("", "study.yaml", "results"),
+            (" of the replication", "replication.yaml", "replication"),
+        )
+    },
 }
 
 
