@@ -151,7 +151,7 @@ def test_figures_that_are_dropped_are_named(student: Path, tasks: Path, tmp_path
     result = evaluate(student, tasks, names="write")
     assert "figures of other weights, now dropped from it: choose" in result.stderr
     assert [task["task"] for task in json.loads((student / "xtoken_tasks.json").read_text())["tasks"]] == ["write"]
-    assert "dropped" not in evaluate(student, tasks, names="choose").stderr
+    assert "now dropped" not in evaluate(student, tasks, names="choose").stderr
 
 
 def test_a_readme_of_ones_own_stays(student: Path, tasks: Path) -> None:

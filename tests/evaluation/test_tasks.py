@@ -186,10 +186,12 @@ def test_an_eos_that_a_tokenizer_puts_behind_a_text_is_left_out(loaded: LoadedMo
     tokenizer.post_processor = processors.TemplateProcessing(**template)
     with_eos = Vocabulary.from_tokenizer(tokenizer)
     assert with_eos.suffix_ids == (1,)
-    found = [
-        evaluate_tasks(loaded.model, vocabulary, load_tasks(["choose"], include=folder))
-        for vocabulary in (with_eos, loaded.vocabulary)
-    ]
+    found = []
+    for vocabulary in (with_eos, loaded.vocabulary):
+        noted = Seen(loaded.model)
+        result = evaluate_tasks(loaded.model, vocabulary, load_tasks(["choose"], include=folder))
+        noted.handle.remove()
+        found.append((noted.rows, result))  # the figures alone may agree by chance
     assert found[0] == found[1]
 
 
