@@ -136,6 +136,24 @@ def test_a_trial_is_not_written_down(student: Path, tasks: Path) -> None:
     assert "## Tasks" not in (student / CARD_FILE).read_text()
 
 
+def test_a_trial_that_was_written_into_the_folder_stays_out_of_the_card(student: Path, tasks: Path) -> None:
+    file = student / "xtoken_tasks.json"
+    assert evaluate(student, tasks, "--limit", "2", "--out", str(file), names="choose").exit_code == 0
+    assert evaluate(student, tasks, names="write").exit_code == 0
+    assert [task["limit"] for task in json.loads(file.read_text())["tasks"]] == [2, None]
+    assert {each.dataset_name for each in ModelCard((student / CARD_FILE).read_text()).data.eval_results} == {"write"}
+
+
+def test_figures_that_are_dropped_are_named(student: Path, tasks: Path, tmp_path: Path) -> None:
+    evaluate(student, tasks, names="choose")
+    weights = student / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    result = evaluate(student, tasks, names="write")
+    assert "figures of other weights, now dropped from it: choose" in result.stderr
+    assert [task["task"] for task in json.loads((student / "xtoken_tasks.json").read_text())["tasks"]] == ["write"]
+    assert "now dropped" not in evaluate(student, tasks, names="choose").stderr
+
+
 def test_a_readme_of_ones_own_stays(student: Path, tasks: Path) -> None:
     (student / CARD_FILE).write_text("mine")
     result = evaluate(student, tasks)

@@ -116,10 +116,13 @@ class Seen:
 
     def __init__(self, model: Any) -> None:
         self.rows: list[list[int]] = []
+        self.batches: list[int] = []
         self.handle = model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.rows += (args[0] if args else kwargs["input_ids"]).tolist()
+        ids = args[0] if args else kwargs["input_ids"]
+        self.rows += ids.tolist()
+        self.batches.append(len(ids))
 
 
 @pytest.fixture
@@ -127,6 +130,32 @@ def seen(loaded: LoadedModel) -> Iterator[Seen]:
     noted = Seen(loaded.model)
     yield noted
     noted.handle.remove()
+
+
+@pytest.mark.parametrize("name", ["choose", "write"])
+def test_so_many_sequences_as_asked_for_go_through_the_model_at_once(
+    loaded: LoadedModel, folder: Path, seen: Seen, name: str
+) -> None:
+    evaluate_tasks(loaded.model, loaded.vocabulary, load_tasks([name], include=folder), batch_size=5)
+    assert max(seen.batches) == 5
+
+
+def test_what_a_task_prints_stays_out_of_stdout(
+    loaded: LoadedModel, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import lm_eval
+
+    original = lm_eval.evaluate
+
+    def noisy(**how: Any) -> Any:
+        print("a task's own noise")
+        return original(**how)
+
+    monkeypatch.setattr(lm_eval, "evaluate", noisy)
+    evaluate_tasks(loaded.model, loaded.vocabulary, load_tasks(["choose"], include=folder, limit=1))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "a task's own noise" in err
 
 
 @pytest.mark.parametrize("name", ["choose", "write"])
@@ -157,10 +186,12 @@ def test_an_eos_that_a_tokenizer_puts_behind_a_text_is_left_out(loaded: LoadedMo
     tokenizer.post_processor = processors.TemplateProcessing(**template)
     with_eos = Vocabulary.from_tokenizer(tokenizer)
     assert with_eos.suffix_ids == (1,)
-    found = [
-        evaluate_tasks(loaded.model, vocabulary, load_tasks(["choose"], include=folder))
-        for vocabulary in (with_eos, loaded.vocabulary)
-    ]
+    found = []
+    for vocabulary in (with_eos, loaded.vocabulary):
+        noted = Seen(loaded.model)
+        result = evaluate_tasks(loaded.model, vocabulary, load_tasks(["choose"], include=folder))
+        noted.handle.remove()
+        found.append((noted.rows, result))  # the figures alone may agree by chance
     assert found[0] == found[1]
 
 
@@ -211,8 +242,19 @@ def test_prompts_that_are_cut_are_counted(loaded: LoadedModel, folder: Path, cap
     short = tiny.llama(loaded.vocabulary.size, max_position_embeddings=24).eval()
     evaluate_tasks(short, loaded.vocabulary, load_tasks(["choose"], shots=3, include=folder))
     (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("xtoken")]
-    assert message.startswith(f"{3 * len(choices())} prompts were longer than the model's positions")
+    assert message.startswith(f"at least {3 * len(choices())} prompts were longer than the model's positions")
     assert not [record for record in caplog.records if "Combined length" in record.getMessage()]
+
+
+def test_prompts_that_are_cut_before_an_answer_are_told_of(
+    loaded: LoadedModel, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The harness tells of a batch of them once."""
+    short = tiny.llama(loaded.vocabulary.size, max_position_embeddings=24).eval()
+    evaluate_tasks(short, loaded.vocabulary, load_tasks(["write"], shots=3, include=folder), batch_size=4)
+    (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("xtoken")]
+    assert re.match(r"at least [1-6] prompts were longer", message)
+    assert not [record for record in caplog.records if "Left truncation" in record.getMessage()]
 
 
 def test_no_room_to_write_is_told(loaded: LoadedModel, folder: Path) -> None:

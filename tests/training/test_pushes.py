@@ -16,6 +16,7 @@ from training.test_trainer import STUDENT, TEACHER, TEXTS, Gradients, arguments,
 from xtoken.config import LoraConfig, TeacherConfig
 from xtoken.errors import XTokenError
 from xtoken.losses import cross_entropy
+from xtoken.losses.cross_entropy import IGNORED_LABEL
 from xtoken.teachers.confidence import Adaptive
 from xtoken.teachers.online import OnlineTeacher
 from xtoken.training import Collator, XTokenTrainer, distil, side_key
@@ -282,20 +283,33 @@ def test_a_resumed_training_has_the_factor_of_the_unbroken_one_to_the_bit(tmp_pa
             assert torch.equal(one, other)
 
 
-def test_a_teacher_without_a_chunk_leaves_the_factor_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("silent", ["teacher", "text"])
+def test_a_step_without_chunks_or_scored_tokens_leaves_the_factor_as_it_was(tmp_path: Path, silent: str) -> None:
     options: dict[str, Any] = {"kd_weight": "gradient", "gradient_norms": 1}
     trainer, (line,), _ = trained(tmp_path, [online()], **options)
     assert trainer.distiller.kd_weight == line["kd_factor"] != 1
     (batch,) = trainer.get_train_dataloader()
     index = batch["teachers"][side_key(TEACHER)]["index"]
-    for name, tensor in index.items():
+    if silent == "text":
+        batch["labels"] = torch.full_like(batch["labels"], IGNORED_LABEL)
+    for name, tensor in index.items() if silent == "teacher" else ():
         batch["teachers"][side_key(TEACHER)]["index"][name] = _no_chunks(name, tensor)
     batches, counts = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
     trainer._ahead = batches, counts
     trainer.begin_step()
-    assert trainer._window.pushes.distillation == 0
-    assert trainer._window.pushes.cross_entropy > 0
+    pushes = trainer._window.pushes
+    assert (pushes.distillation == 0, pushes.cross_entropy == 0) == (silent == "teacher", silent == "text")
     assert trainer.distiller.kd_weight == line["kd_factor"]
+
+
+def test_a_checkpoint_without_a_factor_is_told(tmp_path: Path) -> None:
+    def made(kd_weight: Any) -> XTokenTrainer:
+        return XTokenTrainer(tiny.llama(STUDENT.size), [online()], arguments(tmp_path), data(), kd_weight=kd_weight)
+
+    kept = made("dynamic").exported()
+    made("dynamic").restore(made("gradient").exported())
+    with pytest.raises(XTokenError, match="was made under another kd_weight"):
+        made("gradient").restore(kept)
 
 
 def _no_chunks(name: str, tensor: torch.Tensor) -> torch.Tensor:

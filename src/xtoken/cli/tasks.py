@@ -43,7 +43,7 @@ def eval_tasks(
     Raises:
         XTokenError: no names; a place that cannot be written to; and what the tasks and the model raise.
     """
-    from xtoken.evaluation.task_results import TASKS_FILE, results_json, weights_digest, write_results
+    from xtoken.evaluation.task_results import TASKS_FILE, read_results, results_json, weights_digest, write_results
     from xtoken.evaluation.tasks import evaluate_tasks, load_tasks
 
     asked = [name.strip() for name in names.split(",") if name.strip()]
@@ -67,8 +67,12 @@ def eval_tasks(
         why = "a trial (--limit)" if limit is not None else "a model that is no folder"
         err().print(f"not written down, for this is {why}; --out FILE writes it", soft_wrap=True)
         return
+    before = read_results(target)[1] if target.exists() else ()
     together = write_results(target, shown, weights, results)
     err().print(f"written to {target}", soft_wrap=True)
+    if dropped := {each.task for each in before} - {each.task for each in together}:
+        whose = "other weights" if weights is not None else "weights that may be others"
+        err().print(f"figures of {whose}, now dropped from it: {', '.join(sorted(dropped))}", soft_wrap=True)
     if in_folder:
         _write_card(folder, together)
 
@@ -88,13 +92,14 @@ def _check_writable(file: Path) -> None:
 
 
 def _write_card(folder: Path, results: Sequence[TaskResult]) -> None:
-    """Puts the figures into the folder's card, if that is one of ours."""
+    """Puts the figures into the folder's card, if that is one of ours; those of a trial are kept out of it."""
     from xtoken.files import write_whole
     from xtoken.training.card import CARD_FILE, is_own_card, with_tasks
 
     card = folder / CARD_FILE
     if is_own_card(card):
-        write_whole(card, with_tasks(card.read_text(encoding="utf-8"), results))
+        whole = [result for result in results if result.limit is None]
+        write_whole(card, with_tasks(card.read_text(encoding="utf-8"), whole))
     elif card.exists():
         err().print(f"{card} is not xtoken's, so it stays as it is", soft_wrap=True)
 

@@ -310,7 +310,10 @@ def _quiet(level: int) -> Iterator[None]:
 
 
 class _Cuts(logging.Filter):
-    """Counts the messages of prompts that were cut, one for each, and lets the others through."""
+    """Counts the messages of prompts that were cut, and lets the others through.
+
+    There is one for each prompt with a choice behind it, but one for each batch of prompts to be answered in writing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -324,7 +327,7 @@ class _Cuts(logging.Filter):
 
 @contextmanager
 def _counting_cuts() -> Iterator[None]:
-    """Says at the end how many prompts were longer than the model's positions."""
+    """Says at the end how many prompts at least were longer than the model's positions."""
     cuts, logger = _Cuts(), logging.getLogger("lm_eval.models.huggingface")
     logger.addFilter(cuts)
     try:
@@ -332,4 +335,6 @@ def _counting_cuts() -> Iterator[None]:
     finally:
         logger.removeFilter(cuts)
     if cuts.count:
-        log.warning("%d prompts were longer than the model's positions, and their beginnings were cut off", cuts.count)
+        log.warning(
+            "at least %d prompts were longer than the model's positions, and their beginnings were cut off", cuts.count
+        )

@@ -5,8 +5,8 @@ number of scored tokens and each teacher's loss by the number of chunks that tak
 accumulation window and all processes, and dynamic factors and adaptive weights are those of the step before, so
 gradients do not depend on how a batch is cut into micro-batches and processes; a number that is not finite ends the
 training before the optimizer sees it; what a resumed run needs is in the checkpoint, so it goes on to the bit. Waiting:
-a step waits for the device once, for its sums; the loss from hidden states also once a teacher and once more; where
-gradients are measured, twice more.
+a step waits for the device once, for its sums; the loss from hidden states also once a teacher and once more, a loss
+without a fast version once a micro-batch of several blocks; where gradients are measured, twice more.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class XTokenTrainer(Trainer):
         kd_weight: of the teachers' sum, or `dynamic`: the cross-entropy over that sum, as the step before had them. The
             first step has those of its own, for one pass more over its batch. Or `gradient`: the norm of the
             cross-entropy's gradient over that of the teachers' sum, of the last step that was measured; 1 where that
-            sum does not push, and as it was where no teacher had a chunk.
+            sum does not push, and as it was where no teacher had a chunk or the text no scored token.
         ce_weight: of the cross-entropy.
         adaptive: weighs the teachers by how sure each was of the text of the step before; None takes their own weights.
         kd_warmup: the share of `max_steps` over which the teachers' sum is faded in.
@@ -273,7 +273,9 @@ class XTokenTrainer(Trainer):
         weighing = self._weighing()
         gradient = partial(self._gradient_of, batches, counts, torch.ones_like(weighing.factor))
         pushes = self._window.pushes = measure(gradient, self.distiller, weighing.teachers, self.accelerator)
-        if self._factor is not None and sum(counts.chunks.values()) > 0:
+        # A step without a scored token, or without a chunk, says nothing of the ratio.
+        units = torch.stack([counts.tokens, torch.stack(list(counts.chunks.values())).sum()])
+        if self._factor is not None and bool((units > 0).all()):
             self._take_factor(pushes.factor)
 
     def _take_factor(self, factor: float) -> None:
@@ -445,7 +447,16 @@ class XTokenTrainer(Trainer):
         return known if self._factor is None else {**known, "factor": self._factor}
 
     def restore(self, exported: Mapping[str, Any]) -> None:
-        """Takes up what `exported` gave."""
+        """Takes up what `exported` gave.
+
+        Raises:
+            XTokenError: the weight goes by gradients now, and did not then.
+        """
+        if self._factor is not None and "factor" not in exported:
+            raise XTokenError(
+                "the checkpoint knows no factor for kd_weight 'gradient': it was made under another kd_weight. Resume "
+                "with that one, or begin anew."
+            )
         self._before, self._interval = dict(exported["before"]), Interval(**exported["interval"])
         if self._factor is not None:
             self._take_factor(exported["factor"])
