@@ -21,7 +21,7 @@ _NAMES, _NOTES = 166, 100  # pixels: the columns of names and of notes
 _NAME_LETTERS, _NOTE_LETTERS = 22, 14  # that fit in them
 _MORE = 0.03  # of what the values span, at each end of an axis: a mark is not cut in half
 _TICKS = 6  # at most, about
-_SHAPES = len(charts._MARKS)
+_SHAPES = len(charts.MARKS)
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def dots(
         markup(
             '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="{}"/>'
             '<text class="quiet" x="{}%" y="{}" text-anchor="middle">{}</text>\n',
-            *(charts._position(along(tick)),) * 2,
-            *(height, charts._position(along(tick)), height + 16),
-            "" if n % 2 and len(ticks) > 4 else charts._tick(tick),  # a phone has room for three or four
+            *(charts.position(along(tick)),) * 2,
+            *(height, charts.position(along(tick)), height + 16),
+            "" if n % 2 and len(ticks) > 4 else charts.tick_text(tick),  # a phone has room for three or four
         )
         for n, tick in enumerate(ticks)
     ]
@@ -108,7 +108,7 @@ def dots(
         join(_names(row, step * n + step // 2) for n, row in enumerate(rows)),
         *(_NOTES, height + 36, x_label),
     )
-    return _rule_legend([name for name, _ in rules]) + charts._svg(title, height + 44, inner, _NAMES, _NOTES)
+    return _rule_legend([name for name, _ in rules]) + charts.chart(title, height + 44, inner, _NAMES, _NOTES)
 
 
 def _names(row: Dot, y: int) -> Markup:
@@ -146,9 +146,9 @@ def _dot(row: Dot, y: int, along: Callable[[float], float], bounds: tuple[float,
         told += f", {number(row.low)} to {number(row.high)}"
         whisker = markup(
             '<line class="whisker series-stroke" x1="{}%" x2="{}%" y1="{}" y2="{}"/>',
-            *(charts._position(along(row.low)), charts._position(along(row.high)), y, y),
+            *(charts.position(along(row.low)), charts.position(along(row.high)), y, y),
         )
-    at = charts._position(along(row.value))
+    at = charts.position(along(row.value))
     return markup(
         '<g class="s{}">{}{}</g>\n',
         *(_colour(row.series), whisker, _mark(row.series, f"{at}%", str(y), told, ring=row.ring)),
@@ -157,7 +157,7 @@ def _dot(row: Dot, y: int, along: Callable[[float], float], bounds: tuple[float,
 
 def _mark(series: int, x: str, y: str, told: str, *, ring: bool) -> Markup:
     """A mark that tells something when pointed at. From the seventh series on, shapes meet other colours."""
-    shape = Markup(charts._MARKS[series % _SHAPES])
+    shape = Markup(charts.MARKS[series % _SHAPES])
     style = Markup(' style="fill:var(--ground);stroke:var(--series);stroke-width:1.75"') if ring else Markup("")
     return markup(
         '<svg x="{}" y="{}" overflow="visible" class="series-fill"><g{}>{}<title>{}</title></g></svg>',
@@ -167,14 +167,14 @@ def _mark(series: int, x: str, y: str, told: str, *, ring: bool) -> Markup:
 
 def _colour(series: int) -> int:
     """The class s1 to s6, shifted with each round of shapes, so that 36 series differ."""
-    return (series + series // _SHAPES) % charts._COLOURS + 1
+    return (series + series // _SHAPES) % charts.COLOURS + 1
 
 
 def _rule(n: int, share: float, height: int) -> Markup:
-    at = charts._position(share)
+    at = charts.position(share)
     return markup(
         '<line class="reference" style="stroke-dasharray:{}" x1="{}%" x2="{}%" y1="0" y2="{}"/>\n',
-        *(charts._DASHES[(n + 1) % len(charts._DASHES)], at, at, height),
+        *(charts.DASHES[(n + 1) % len(charts.DASHES)], at, at, height),
     )
 
 
@@ -183,7 +183,7 @@ def _rule_legend(names: Sequence[str]) -> Markup:
         markup(
             '<li><svg aria-hidden="true"><line class="reference" style="stroke:var(--quiet);stroke-dasharray:{}" '
             'x1="0" x2="100%" y1="50%" y2="50%" stroke-width="2"/></svg>{}</li>\n',
-            *(charts._DASHES[(n + 1) % len(charts._DASHES)], name),
+            *(charts.DASHES[(n + 1) % len(charts.DASHES)], name),
         )
         for n, name in enumerate(names)
     ]
@@ -217,17 +217,17 @@ def scatter(
     y_ticks, rise, _ = _axis(min(s.y[1] for s in spots), max(s.y[2] for s in spots))
 
     def across(value: float) -> str:
-        return f"{charts._position(along(value))}%"
+        return f"{charts.position(along(value))}%"
 
     def up(value: float) -> str:
-        return f"{charts._position(1 - rise(value))}%"
+        return f"{charts.position(1 - rise(value))}%"
 
     height, top = 280, 26
     grid = [
         markup(
             '<line class="axis" x1="0" x2="100%" y1="{}" y2="{}"/>'
             '<text class="quiet" x="-8" y="{}" dy="4" text-anchor="end">{}</text>\n',
-            *(up(tick), up(tick), up(tick), charts._tick(tick)),
+            *(up(tick), up(tick), up(tick), charts.tick_text(tick)),
         )
         for tick in y_ticks
     ]
@@ -235,7 +235,7 @@ def scatter(
         markup(
             '<line class="axis" x1="{}" x2="{}" y1="0" y2="100%"/>'
             '<text class="quiet" x="{}" y="100%" dy="18" text-anchor="middle">{}</text>\n',
-            *(across(tick), across(tick), across(tick), charts._tick(tick)),
+            *(across(tick), across(tick), across(tick), charts.tick_text(tick)),
         )
         for tick in x_ticks
     ]
@@ -246,9 +246,9 @@ def scatter(
         '<text class="quiet" x="-{}" y="14">{}</text>\n'
         '<svg y="{}" width="100%" height="{}" overflow="visible">\n{}{}</svg>\n'
         '<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
-        *(charts._MARGIN, y_label, top, height, join(grid), join(drawn), top + height + 38, x_label),
+        *(charts.MARGIN, y_label, top, height, join(grid), join(drawn), top + height + 38, x_label),
     )
-    return _shape_legend(legend) + charts._svg(title, top + height + 46, inner, charts._MARGIN, 16)
+    return _shape_legend(legend) + charts.chart(title, top + height + 46, inner, charts.MARGIN, 16)
 
 
 def _link(
@@ -276,6 +276,6 @@ def _axis(low: float, high: float) -> tuple[list[float], Callable[[float], float
     """Ticks, where a value stands from 0 to 1, and the axis's ends: the values' own and a little more."""
     more = _MORE * (high - low) or abs(high) / 10 or 1.0
     low, high = low - more, high + more
-    step = charts._step((high - low) / _TICKS)
+    step = charts.round_step((high - low) / _TICKS)
     ticks = [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return ticks, lambda value: (value - low) / (high - low), (low, high)
