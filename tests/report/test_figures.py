@@ -123,6 +123,22 @@ def test_figures_name_methods_units_seeds_and_verdicts(study: StudyFolder) -> No
     assert "filled: the value chosen" in text_of(study, "sweep")
 
 
+@pytest.mark.parametrize("pairs", [("p",), ("p", "q")])
+def test_a_legend_of_many_long_names_fits_its_figure(tmp_path: Path, pairs: tuple[str, ...]) -> None:
+    methods = ("ce", "gold", *(f"m{n}" for n in range(15)))
+    labels = {name: f"{name}: two teachers, adaptive weights" for name in methods}
+    made = MadeUp(methods, varied=("gold",), pairs=pairs, measures=("bits_per_byte", "teacher_kl"), labels=labels)
+    study = read_study(write_study(tmp_path, made))
+    with figures._plain_settings():
+        for name in ("trade-off-p", "sweep"):
+            figure = study_figures(study)[name]()
+            figure.draw_without_rendering()
+            (legend,) = figure.legends
+            box = legend.get_window_extent()
+            assert box.x0 >= 0, name
+            assert box.x1 <= figure.bbox.x1, name
+
+
 def test_verdicts_differ_by_marker_and_not_by_colour_alone() -> None:
     for styles in (figures._VERDICTS, figures._ANSWERS):
         assert len({(style["marker"], style.get("mfc")) for style in styles.values()}) == len(styles)

@@ -1,7 +1,8 @@
 """The charts a study's page needs beside those of `charts`: many methods in few pixels, and two measures at once.
 
 Rows are low, with the name at the left, so that forty methods can be seen together; like the other charts they
-narrow instead of shrinking. Shapes, rings and words say what colours say.
+narrow instead of shrinking. On a phone page.css makes the rows higher and puts the names above them, so that what is
+drawn has the whole width. Shapes, rings and words say what colours say.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from xtoken.report.page import Markup, join, markup, number
 
 __all__ = ["Dot", "Link", "Spot", "dots", "scatter"]
 
-_ROW, _TALL = 22, 38  # pixels: a row whose name fits in a line, and one of two lines
-_NAMES, _NOTES = 166, 100  # pixels: the columns of names and of notes
+_NAMES, _NOTES = 166, 100  # pixels: the columns of names and of notes; page.css has them too
 _NAME_LETTERS, _NOTE_LETTERS = 22, 14  # that fit in them
 _MORE = 0.03  # of what the values span, at each end of an axis: a mark is not cut in half
 _TICKS = 6  # at most, about
@@ -89,41 +89,44 @@ def dots(
     values = [v for row in rows if not row.outside for v in (row.value, row.low, row.high) if v is not None]
     values += [value for _, value in rules]
     ticks, along, bounds = _axis(min(values), max(values))
-    step = _ROW if all(len(_wrapped(row)) == 1 for row in rows) else _TALL
-    height = step * len(rows)
+    tall = any(len(_wrapped(row)) > 1 for row in rows)
     grid = [
         markup(
-            '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="{}"/>'
-            '<text class="quiet" x="{}%" y="{}" text-anchor="middle">{}</text>\n',
-            *(charts.position(along(tick)),) * 2,
-            *(height, charts.position(along(tick)), height + 16),
+            '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="100%"/>'
+            '<text class="quiet" x="{}%" y="100%" dy="16" text-anchor="middle">{}</text>\n',
+            *(charts.position(along(tick)),) * 3,
             "" if n % 2 and len(ticks) > 4 else charts.tick_text(tick),  # a phone has room for three or four
         )
         for n, tick in enumerate(ticks)
     ]
-    lines = [_rule(n, along(value), height) for n, (_, value) in enumerate(rules)]
-    inner = markup(
-        '{}{}{}{}<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
-        *(join(grid), join(lines), join(_dot(row, step * n + step // 2, along, bounds) for n, row in enumerate(rows))),
-        join(_names(row, step * n + step // 2) for n, row in enumerate(rows)),
-        *(_NOTES, height + 36, x_label),
+    drawn = [
+        markup('<g class="row" style="--n:{}">{}{}</g>\n', n, _dot(row, along, bounds), _names(row))
+        for n, row in enumerate(rows)
+    ]
+    return _rule_legend([name for name, _ in rules]) + markup(
+        '<svg class="chart dots{}" role="img" aria-label="{}" style="--rows:{}" xmlns="http://www.w3.org/2000/svg">\n'
+        '<svg class="rows" width="100%" overflow="visible">\n{}{}{}'
+        '<text class="quiet label" x="100%" y="100%" dx="{}" dy="36" text-anchor="end">{}</text>\n</svg>\n</svg>\n',
+        *(" tall" if tall else "", title, len(rows)),
+        *(join(grid), join(_rule(n, along(value)) for n, (_, value) in enumerate(rules)), join(drawn)),
+        *(_NOTES, x_label),
     )
-    return _rule_legend([name for name, _ in rules]) + charts.chart(title, height + 44, inner, _NAMES, _NOTES)
 
 
-def _names(row: Dot, y: int) -> Markup:
+def _names(row: Dot) -> Markup:
     """A row's name and note; the title holds what was cut from the name."""
     lines = _wrapped(row)
+    whole = Markup("") if " ".join(lines) == row.label else markup("<title>{}</title>", row.name)
     texts = [
         markup(
-            '<text x="{}" y="{}">{}<title>{}</title></text>',
-            *((14 if row.indent else 0) - _NAMES, y + 4 + 15 * n - (7 if len(lines) > 1 else 0), line, row.name),
+            '<text class="name" x="{}" y="{}">{}{}</text>',
+            *((14 if row.indent else 0) - _NAMES, 4 + 15 * n - (7 if len(lines) > 1 else 0), line, whole),
         )
         for n, line in enumerate(lines)
     ]
     return markup(
-        '{}<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
-        *(join(texts), _NOTES, y + 4, shorten(row.note, _NOTE_LETTERS, placeholder="…")),
+        '{}<text class="quiet note-text" x="100%" dx="{}" y="4" text-anchor="end">{}</text>\n',
+        *(join(texts), _NOTES, shorten(row.note, _NOTE_LETTERS, placeholder="…")),
     )
 
 
@@ -132,12 +135,12 @@ def _wrapped(row: Dot) -> list[str]:
     return wrap(row.label, letters, max_lines=2, placeholder="…", break_on_hyphens=False) or [""]
 
 
-def _dot(row: Dot, y: int, along: Callable[[float], float], bounds: tuple[float, float]) -> Markup:
+def _dot(row: Dot, along: Callable[[float], float], bounds: tuple[float, float]) -> Markup:
     if row.outside and not bounds[0] <= row.value <= bounds[1]:
         low = row.value < bounds[0]
         return markup(
             '<text class="quiet" x="{}" y="{}" text-anchor="{}">{}</text>\n',
-            *("0" if low else "100%", y + 4, "start" if low else "end"),
+            *("0" if low else "100%", 4, "start" if low else "end"),
             "◂" if low else "▸",
         )
     told = f"{row.name}: {number(row.value)}"
@@ -146,12 +149,12 @@ def _dot(row: Dot, y: int, along: Callable[[float], float], bounds: tuple[float,
         told += f", {number(row.low)} to {number(row.high)}"
         whisker = markup(
             '<line class="whisker series-stroke" x1="{}%" x2="{}%" y1="{}" y2="{}"/>',
-            *(charts.position(along(row.low)), charts.position(along(row.high)), y, y),
+            *(charts.position(along(row.low)), charts.position(along(row.high)), 0, 0),
         )
     at = charts.position(along(row.value))
     return markup(
         '<g class="s{}">{}{}</g>\n',
-        *(_colour(row.series), whisker, _mark(row.series, f"{at}%", str(y), told, ring=row.ring)),
+        *(_colour(row.series), whisker, _mark(row.series, f"{at}%", "0", told, ring=row.ring)),
     )
 
 
@@ -170,11 +173,11 @@ def _colour(series: int) -> int:
     return (series + series // _SHAPES) % charts.COLOURS + 1
 
 
-def _rule(n: int, share: float, height: int) -> Markup:
+def _rule(n: int, share: float) -> Markup:
     at = charts.position(share)
     return markup(
-        '<line class="reference" style="stroke-dasharray:{}" x1="{}%" x2="{}%" y1="0" y2="{}"/>\n',
-        *(charts.DASHES[(n + 1) % len(charts.DASHES)], at, at, height),
+        '<line class="reference" style="stroke-dasharray:{}" x1="{}%" x2="{}%" y1="0" y2="100%"/>\n',
+        *(charts.DASHES[(n + 1) % len(charts.DASHES)], at, at),
     )
 
 
