@@ -46,7 +46,7 @@ def first_column(tab: Any, section: str) -> list[str]:
 
 def test_it_renders_without_complaint_and_loads_nothing(opened: Any) -> None:
     assert opened.heard == []
-    assert opened.locator("section").count() == 12
+    assert opened.locator("section").count() == 13
     assert opened.locator("#verdict").is_visible()
 
 
@@ -92,9 +92,12 @@ def test_on_a_phone_names_stand_above_and_the_plot_has_the_width(opened: Any) ->
             box(row.querySelector("svg.series-fill > g")).top,
             box(row.querySelector("svg.series-fill > g")).bottom,
           ]);
-          const next = rows.slice(1).map(([bottom], n) => [rows[n][2], bottom - 34]);
+          const names = 15 * Number(getComputedStyle(chart).getPropertyValue("--lines"));
+          const next = rows.slice(1).map(([bottom], n) => [rows[n][2], bottom - names]);
           const grid = [...chart.querySelectorAll("line.axis")].map((line) => box(line).left);
+          const ticks = Math.max(...[...chart.querySelectorAll(":scope > text")].map((text) => box(text).bottom));
           return {
+            inside: ticks <= box(chart).bottom + 1,
             above: rows.every(([name, mark]) => name <= mark + 4),
             apart: next.every(([mark, name]) => mark <= name + 4),
             share: (Math.max(...grid) - Math.min(...grid)) / box(chart).width,
@@ -102,7 +105,7 @@ def test_on_a_phone_names_stand_above_and_the_plot_has_the_width(opened: Any) ->
         })"""
     )
     assert found
-    assert all(each["above"] and each["apart"] and each["share"] > 0.6 for each in found), found
+    assert all(each["inside"] and each["above"] and each["apart"] and each["share"] > 0.6 for each in found), found
 
 
 @pytest.mark.parametrize("opened", [1200], indirect=True)

@@ -19,6 +19,7 @@ __all__ = ["Dot", "Link", "Spot", "dots", "scatter"]
 
 _NAMES, _NOTES = 166, 100  # pixels: the columns of names and of notes; page.css has them too
 _NAME_LETTERS, _NOTE_LETTERS = 22, 14  # that fit in them
+_MOST_LINES = 4  # of a name: a claim names two methods
 _MORE = 0.03  # of what the values span, at each end of an axis: a mark is not cut in half
 _TICKS = 6  # at most, about
 _SHAPES = len(charts.MARKS)
@@ -29,7 +30,7 @@ class Dot:
     """A row: a value with its interval.
 
     Attributes:
-        label: at the left, in two lines where it is long and cut where it is longer.
+        label: at the left, in up to four lines, and cut where it is longer.
         name: the whole name, told when the mark is pointed at.
         value, low, high: the mark and the ends of its line; no line without ends.
         series: colour and shape of the mark, from 0.
@@ -89,7 +90,7 @@ def dots(
     values = [v for row in rows if not row.outside for v in (row.value, row.low, row.high) if v is not None]
     values += [value for _, value in rules]
     ticks, along, bounds = _axis(min(values), max(values))
-    tall = any(len(_wrapped(row)) > 1 for row in rows)
+    most = max(len(_wrapped(row)) for row in rows)
     grid = [
         markup(
             '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="100%"/>'
@@ -104,10 +105,10 @@ def dots(
         for n, row in enumerate(rows)
     ]
     return _rule_legend([name for name, _ in rules]) + markup(
-        '<svg class="chart dots{}" role="img" aria-label="{}" style="--rows:{}" xmlns="http://www.w3.org/2000/svg">\n'
-        '<svg class="rows" width="100%" overflow="visible">\n{}{}{}'
-        '<text class="quiet label" x="100%" y="100%" dx="{}" dy="36" text-anchor="end">{}</text>\n</svg>\n</svg>\n',
-        *(" tall" if tall else "", title, len(rows)),
+        '<svg class="chart dots" role="img" aria-label="{}" style="--rows:{};--lines:{}" '
+        'xmlns="http://www.w3.org/2000/svg">\n{}{}{}'
+        '<text class="quiet label" x="100%" y="100%" dx="{}" dy="36" text-anchor="end">{}</text>\n</svg>\n',
+        *(title, len(rows), most),
         *(join(grid), join(_rule(n, along(value)) for n, (_, value) in enumerate(rules)), join(drawn)),
         *(_NOTES, x_label),
     )
@@ -119,20 +120,21 @@ def _names(row: Dot) -> Markup:
     whole = Markup("") if " ".join(lines) == row.label else markup("<title>{}</title>", row.name)
     texts = [
         markup(
-            '<text class="name" x="{}" y="{}">{}{}</text>',
-            *((14 if row.indent else 0) - _NAMES, 4 + 15 * n - (7 if len(lines) > 1 else 0), line, whole),
+            '<text class="name" x="{}" y="{:g}">{}{}</text>',
+            *((14 if row.indent else 0) - _NAMES, 4 + 15 * n - 7.5 * (len(lines) - 1), line, whole),
         )
         for n, line in enumerate(lines)
     ]
+    names = join(texts) if len(lines) == 1 else markup('<g style="--own:{}">{}</g>', len(lines), join(texts))
     return markup(
         '{}<text class="quiet note-text" x="100%" dx="{}" y="4" text-anchor="end">{}</text>\n',
-        *(join(texts), _NOTES, shorten(row.note, _NOTE_LETTERS, placeholder="…")),
+        *(names, _NOTES, shorten(row.note, _NOTE_LETTERS, placeholder="…")),
     )
 
 
 def _wrapped(row: Dot) -> list[str]:
     letters = _NAME_LETTERS - (2 if row.indent else 0)
-    return wrap(row.label, letters, max_lines=2, placeholder="…", break_on_hyphens=False) or [""]
+    return wrap(row.label, letters, max_lines=_MOST_LINES, placeholder="…", break_on_hyphens=False) or [""]
 
 
 def _dot(row: Dot, along: Callable[[float], float], bounds: tuple[float, float]) -> Markup:
