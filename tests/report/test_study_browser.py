@@ -87,7 +87,7 @@ def test_on_a_phone_names_stand_above_and_the_plot_has_the_width(opened: Any) ->
     found = opened.evaluate(
         """() => [...document.querySelectorAll("svg.dots")].filter((chart) => chart.checkVisibility()).map((chart) => {
           const box = (each) => each.getBoundingClientRect();
-          const rows = [...chart.querySelectorAll(".row")].map((row) => [
+          const rows = [...chart.querySelectorAll(".row:has(svg)")].map((row) => [
             Math.max(...[...row.querySelectorAll("text.name")].map((name) => box(name).bottom)),
             box(row.querySelector("svg.series-fill > g")).top,
             box(row.querySelector("svg.series-fill > g")).bottom,

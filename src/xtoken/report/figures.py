@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any
 from xtoken.errors import XTokenError
 from xtoken.files import write_whole
 from xtoken.report.study_folder import Measure, Method, StudyFolder
-from xtoken.report.study_views import TRADE_OFFS, Swept, claim_rows, ends, joints, swept, swept_values, trade_off
+from xtoken.report.study_views import (
+    TRADE_OFFS,
+    Swept,
+    claim_rows,
+    ends,
+    joints,
+    swept,
+    swept_values,
+    trade_off,
+    within,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -290,6 +300,7 @@ def _trade_off(
         face = "white" if method.variant else colour
         axis.plot(across[0], up[0], marker, color=colour, mfc=face, mew=0.8, ms=3 if method.variant else 4.2, zorder=3)
     x, y = (next(iter(points.values()))[place].measure for place in (0, 1))
+    axis.set(xlim=within(p.x.mean for p in points.values()), ylim=within(p.y.mean for p in points.values()))
     axis.set(xlabel=_axis_label(x), ylabel=_axis_label(y))
     axis.grid(color=RULE, lw=0.4)
     axis.set_title(f"better {_better(x, y)}", loc="right", fontsize=FONT, color=FAINT)

@@ -319,7 +319,7 @@ def _trade_off_charts(study: StudyFolder, pair: str) -> list[Markup]:
             y_label=f"{y}: {_axis(any_point.y.measure)}",
             legend=[] if found else legend,  # once a pair
         )
-        found.append(figure(chart, f"{y} against {x}; lines through a mark are 95 % intervals."))
+        found.append(figure(chart, f"{y} against {x}; lines through a mark are 95 % intervals, cut at the edge."))
     return found
 
 

@@ -14,6 +14,7 @@ from textwrap import shorten, wrap
 
 from xtoken.report import charts
 from xtoken.report.page import Markup, join, markup, number
+from xtoken.report.study_views import within
 
 __all__ = ["Dot", "Link", "Spot", "dots", "scatter"]
 
@@ -209,7 +210,7 @@ def _shape_legend(names: Sequence[str]) -> Markup:
 def scatter(
     spots: Sequence[Spot], links: Sequence[Link], *, title: str, x_label: str, y_label: str, legend: Sequence[str] = ()
 ) -> Markup:
-    """Methods at two measures, with both intervals; variants are rings, joined by lines.
+    """Methods at two measures, with both intervals, cut at the edge; variants are rings, joined by lines.
 
     Args:
         spots: at least one.
@@ -218,8 +219,8 @@ def scatter(
         x_label, y_label: what is measured, with the unit and the better direction.
         legend: names of the series 0, 1, ...
     """
-    x_ticks, along, _ = _axis(min(s.x[1] for s in spots), max(s.x[2] for s in spots))
-    y_ticks, rise, _ = _axis(min(s.y[1] for s in spots), max(s.y[2] for s in spots))
+    x_ticks, along = _between(*within(s.x[0] for s in spots))
+    y_ticks, rise = _between(*within(s.y[0] for s in spots))
 
     def across(value: float) -> str:
         return f"{charts.position(along(value))}%"
@@ -281,6 +282,11 @@ def _axis(low: float, high: float) -> tuple[list[float], Callable[[float], float
     """Ticks, where a value stands from 0 to 1, and the axis's ends: the values' own and a little more."""
     more = _MORE * (high - low) or abs(high) / 10 or 1.0
     low, high = low - more, high + more
+    return *_between(low, high), (low, high)
+
+
+def _between(low: float, high: float) -> tuple[list[float], Callable[[float], float]]:
+    """Ticks of an axis that ends at `low` and `high`, and where a value stands from 0 to 1."""
     step = charts.round_step((high - low) / _TICKS)
     ticks = [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return ticks, lambda value: (value - low) / (high - low), (low, high)
+    return ticks, lambda value: (value - low) / (high - low)

@@ -35,6 +35,7 @@ __all__ = [
     "trade_off",
     "weighed",
     "weighings",
+    "within",
 ]
 
 # How close the student comes to its teacher, what it learns of the text, and the task: two by two, since a method may
@@ -104,6 +105,17 @@ def trade_off(study: StudyFolder, pair: str, x: str, y: str) -> dict[Method, Poi
     """The methods that have both measures."""
     across, up = study.summary(pair, x), study.summary(pair, y)
     return {method: Point(across[method], up[method]) for method in across if method in up}
+
+
+def within(means: Iterable[float]) -> tuple[float, float]:
+    """The ends of a trade-off's axis: the means and a quarter of their span to each side.
+
+    Intervals do not count, and are cut at the edge: those of two seeds would leave the means in one spot.
+    """
+    there = list(means)
+    low, high = min(there), max(there)
+    more = (high - low) / 4 or abs(high) / 10 or 1.0
+    return low - more, high + more
 
 
 def joints(methods: Iterable[Method]) -> list[Joint]:
