@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,14 @@ def test_a_broken_file_of_tasks_is_told(copy: Path, content: str) -> None:
     facts = run_facts(copy)
     assert facts.tasks == ()
     assert facts.notes[-1].startswith("What the student scored in tasks could not be read: ")
+
+
+def test_a_bar_is_as_long_as_the_share_it_tells(facts: RunFacts) -> None:
+    section = run_page(replace(facts, teachers=facts.teachers[:1])).split('<section id="differences"')[1]
+    widths = [
+        float(width) for width in re.findall(r'<rect class="bar" [^>]*width="([\d.]+)%"', section.split("</svg>")[0])
+    ]
+    assert widths == pytest.approx([100 * each.share for each in facts.teachers[0].classes], abs=0.01)
 
 
 def test_without_tasks_there_is_no_section_of_them(facts: RunFacts) -> None:

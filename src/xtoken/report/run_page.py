@@ -286,7 +286,7 @@ def _differences(teacher: TeacherFacts) -> Markup:
     )
     items = [Bar(c.kind, c.share, f"{percent(c.share)}: {number(c.kl)} nats × {c.chunks:,}") for c in teacher.classes]
     chart = figure(
-        bars(items, title="Share of the KL by class of chunk"),
+        bars(items, title="Share of the KL by class of chunk", maximum=1.0),
         "Where the KL comes from: the share of its sum by class of chunk, with the mean a chunk and their number.",
     )
     return missing(teacher.notes) + paragraphs(lead, bits) + chart + _worst_table(teacher)
