@@ -83,12 +83,18 @@ def _settings(made: MadeUp) -> dict[str, Any]:
         "pairs": {pair: {"student": "s", "models": {"main": "t"}} for pair in made.pairs},
         "methods": {method: {} for method in made.methods},
         "labels": made.labels,
-        "variants": [{"name": v, "set": {}, "methods": list(made.varied)} for v in made.variants],
+        "variants": [{"name": v, "set": {"loss": {"kd_weight": _weight(v)}}, "methods": list(made.varied)}
+                     for v in made.variants],
         "seeds": list(made.seeds),
         "sweep": {"key": "optim.learning_rate", "values": list(made.rates), "seeds": [100],
                   "choose_by": "bits_per_byte"},
         "baselines": list(made.methods[:2] if "gold" not in made.methods else ("ce", "gold")),
     }  # fmt: skip
+
+
+def _weight(variant: str) -> float | str:
+    last = variant.split()[-1]
+    return float(last) if last.replace(".", "").isdigit() else "gradient"
 
 
 def _cells(made: MadeUp) -> Iterable[dict[str, Any]]:

@@ -15,6 +15,7 @@ from xtoken.errors import XTokenError
 from xtoken.report import figures
 from xtoken.report.figures import DPI, TEXT, study_figures, write_figures
 from xtoken.report.study_folder import StudyFolder, read_study
+from xtoken.report.study_views import trade_off, within
 
 FEW = MadeUp(
     methods=("ce", "gold", "p-kl"),
@@ -121,6 +122,29 @@ def test_figures_name_methods_units_seeds_and_verdicts(study: StudyFolder) -> No
         assert said in differences
     assert "better ↖" in text_of(study, "trade-off-splits-digits")
     assert "filled: the value chosen" in text_of(study, "sweep")
+
+
+@pytest.mark.parametrize("pairs", [("p",), ("p", "q")])
+def test_a_legend_of_many_long_names_fits_its_figure(tmp_path: Path, pairs: tuple[str, ...]) -> None:
+    methods = ("ce", "gold", *(f"m{n}" for n in range(15)))
+    labels = {name: f"{name}: two teachers, adaptive weights" for name in methods}
+    made = MadeUp(methods, varied=("gold",), pairs=pairs, measures=("bits_per_byte", "teacher_kl"), labels=labels)
+    study = read_study(write_study(tmp_path, made))
+    with figures._plain_settings():
+        for name in ("trade-off-p", "sweep"):
+            figure = study_figures(study)[name]()
+            figure.draw_without_rendering()
+            (legend,) = figure.legends
+            box = legend.get_window_extent()
+            assert box.x0 >= 0, name
+            assert box.x1 <= figure.bbox.x1, name
+
+
+def test_the_axes_of_a_trade_off_are_the_means_own(study: StudyFolder) -> None:
+    with figures._plain_settings():
+        axis = study_figures(study)["trade-off-splits-digits"]().axes[0]
+    means = [p.x.mean for p in trade_off(study, "splits-digits", "teacher_kl", "bits_per_byte").values()]
+    assert axis.get_xlim() == pytest.approx(within(means))
 
 
 def test_verdicts_differ_by_marker_and_not_by_colour_alone() -> None:

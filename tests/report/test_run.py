@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import yaml
 from report.runs import HOSTILE, made_run
 from training import tiny
 from xtoken.errors import XTokenError
+from xtoken.evaluation.task_results import TASKS_FILE, Metric, TaskResult, weights_digest, write_results
 from xtoken.report.aligned import AlignedText, Measured, Piece
 from xtoken.report.run import Evaluation, RunFacts, class_differences, run_facts, worst_chunks
 from xtoken.report.run_page import run_page, verdict
@@ -62,6 +65,65 @@ def test_the_page_shows_every_part_and_stays_small(facts: RunFacts) -> None:
     assert len(document.encode()) < MOST_BYTES
     assert "<img" not in document
     assert document.count("<script>") == 2
+
+
+def scored(task: str, value: float, **changes: Any) -> TaskResult:
+    metrics = (Metric("acc", None, value, 0.01), Metric("exact_match", "strict-match", math.nan, None))
+    plain = TaskResult(task, "1", 3, 1319, None, "float32", "/home/of/texts", None, "0.4.11", metrics)
+    return replace(plain, **changes)
+
+
+def test_what_the_student_scored_in_tasks_is_shown(copy: Path) -> None:
+    group = scored("group <b>", 0.5, shots=None, parts=(scored("one of it", 0.25),))
+    write_results(copy / TASKS_FILE, "out", weights_digest(copy), [scored("gsm8k", 0.4321), group])
+    facts = run_facts(copy)
+    assert [result.task for result in facts.tasks] == ["gsm8k", "group <b>"]
+    document = run_page(facts)
+    assert document.index('<section id="verdict"') < document.index('<section id="tasks"')
+    for said in ("0.4321", "one of it", "0.2500", "exact_match (strict-match)", "1,319", "lm-eval 0.4.11",
+                 "group &lt;b&gt;, acc", "± 0.0100 (standard error)"):  # fmt: skip
+        assert said in document
+    assert "/home/of/texts" not in document
+
+
+def test_tasks_of_other_weights_are_not_shown(copy: Path) -> None:
+    write_results(copy / TASKS_FILE, "out", "of another student", [scored("gsm8k", 0.4321)])
+    facts = run_facts(copy)
+    assert facts.tasks == ()
+    assert "is of other weights than those in the folder" in facts.notes[-1]
+    assert "0.4321" not in run_page(facts)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": "xtoken-tasks", "version": 1}'])
+def test_a_broken_file_of_tasks_is_told(copy: Path, content: str) -> None:
+    (copy / TASKS_FILE).write_text(content)
+    facts = run_facts(copy)
+    assert facts.tasks == ()
+    assert facts.notes[-1].startswith("What the student scored in tasks could not be read: ")
+
+
+def test_a_bar_is_as_long_as_the_share_it_tells(facts: RunFacts) -> None:
+    section = run_page(replace(facts, teachers=facts.teachers[:1])).split('<section id="differences"')[1]
+    widths = [
+        float(width) for width in re.findall(r'<rect class="bar" [^>]*width="([\d.]+)%"', section.split("</svg>")[0])
+    ]
+    assert widths == pytest.approx([100 * each.share for each in facts.teachers[0].classes], abs=0.01)
+
+
+def test_without_tasks_there_is_no_section_of_them(facts: RunFacts) -> None:
+    assert facts.tasks == ()
+    assert 'id="tasks"' not in run_page(facts)
+
+
+def test_the_pushes_of_the_terms_are_drawn_where_they_were_logged(facts: RunFacts) -> None:
+    measured = ("Norms of the gradients", "Push of the teachers")
+    assert not any(heading in run_page(facts) for heading in measured)
+    names = ("gradient_norm/ce", "gradient_norm/kd", "gradient_norm/kd/kin", "push_ratio")
+    lines = [{**line, **dict.fromkeys(names, 0.25 * (n + 1))} for n, line in enumerate(facts.metrics)]
+    document = run_page(replace(facts, metrics=tuple(lines)))
+    assert all(f"<h3>{heading}</h3>" in document for heading in measured)
+    assert "kin: 0.2500 at 1" in document
+    assert "teachers&#39; sum / cross-entropy: 0.2500 at 1" in document
 
 
 def test_no_local_path_is_published(facts: RunFacts, run_folder: Path) -> None:

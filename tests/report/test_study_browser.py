@@ -46,7 +46,7 @@ def first_column(tab: Any, section: str) -> list[str]:
 
 def test_it_renders_without_complaint_and_loads_nothing(opened: Any) -> None:
     assert opened.heard == []
-    assert opened.locator("section").count() == 12
+    assert opened.locator("section").count() == 13
     assert opened.locator("#verdict").is_visible()
 
 
@@ -82,14 +82,40 @@ def test_every_tab_fits_a_phone(opened: Any) -> None:
         assert opened.evaluate("document.documentElement.scrollWidth") <= WIDTH
 
 
-@pytest.mark.parametrize("opened", [WIDTH, 1200], indirect=True)
+@pytest.mark.parametrize("opened", [WIDTH], indirect=True)
+def test_on_a_phone_names_stand_above_and_the_plot_has_the_width(opened: Any) -> None:
+    found = opened.evaluate(
+        """() => [...document.querySelectorAll("svg.dots")].filter((chart) => chart.checkVisibility()).map((chart) => {
+          const box = (each) => each.getBoundingClientRect();
+          const rows = [...chart.querySelectorAll(".row:has(svg)")].map((row) => [
+            Math.max(...[...row.querySelectorAll("text.name")].map((name) => box(name).bottom)),
+            box(row.querySelector("svg.series-fill > g")).top,
+            box(row.querySelector("svg.series-fill > g")).bottom,
+          ]);
+          const names = 15 * Number(getComputedStyle(chart).getPropertyValue("--lines"));
+          const next = rows.slice(1).map(([bottom], n) => [rows[n][2], bottom - names]);
+          const grid = [...chart.querySelectorAll("line.axis")].map((line) => box(line).left);
+          const ticks = Math.max(...[...chart.querySelectorAll(":scope > text")].map((text) => box(text).bottom));
+          return {
+            inside: ticks <= box(chart).bottom + 1,
+            above: rows.every(([name, mark]) => name <= mark + 4),
+            apart: next.every(([mark, name]) => mark <= name + 4),
+            share: (Math.max(...grid) - Math.min(...grid)) / box(chart).width,
+          };
+        })"""
+    )
+    assert found
+    assert all(each["inside"] and each["above"] and each["apart"] and each["share"] > 0.6 for each in found), found
+
+
+@pytest.mark.parametrize("opened", [1200], indirect=True)
 def test_names_do_not_run_into_the_plot(opened: Any) -> None:
     """A row's name ends before the first line of the grid begins."""
     ends = opened.evaluate(
         """() => [...document.querySelectorAll("#methods svg.chart, #baselines svg.chart")]
         .filter((chart) => chart.checkVisibility()).map((chart) => {
           const left = (mark) => mark.getBoundingClientRect().left;
-          const names = [...chart.querySelectorAll("text:has(title)")].map((t) => t.getBoundingClientRect().right);
+          const names = [...chart.querySelectorAll("text.name")].map((t) => t.getBoundingClientRect().right);
           return [Math.max(...names), Math.min(...[...chart.querySelectorAll("line.axis")].map(left))];
         })"""
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from html.parser import HTMLParser
@@ -11,6 +12,9 @@ import pytest
 
 from report.study_folders import MadeUp, large, write_study
 from xtoken.report.study import study_page
+from xtoken.report.study_charts import Spot, scatter
+from xtoken.report.study_folder import read_study
+from xtoken.report.study_views import weighed, within
 
 EVIL = "<script>alert(1)</script>"
 
@@ -103,6 +107,51 @@ def test_the_sweep_says_what_was_declared_and_chosen(page: Reader) -> None:
     assert "optim.learning_rate of 0.001, 0.002, 0.004, chosen by bits_per_byte" in text
     assert "✓" in text
     assert "at an end of the values" not in text
+
+
+def test_each_method_says_which_kd_weight_serves_it(tmp_path: Path) -> None:
+    """GOLD's bits per byte by weight are 0.5 at its own, 0.4 at 0.3 and 0.6 at the equal push; exact answers alike."""
+    made = MadeUp(methods=("ce", "gold"), varied=("gold",), variants=("weight 0.3", "equal gradient"), pairs=("p",))
+    folder = write_study(tmp_path, made)
+    values = {"": 0.5, "weight 0.3": 0.4, "equal gradient": 0.6}
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    for row in rows:
+        if row["method"] == "gold" and row["stage"] == "main":
+            row["value"] = str(values[row["variant"]] + int(row["seed"]) / 100)
+    # A seed that not every weight has does not count.
+    rows.append({**rows[-1], "method": "gold", "variant": "", "seed": "9", "measure": "bits_per_byte", "value": "0.01"})
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    study = read_study(folder)
+    lower, higher = (weighed(study, "p", study.measure(name)) for name in ("bits_per_byte", "exact_answers"))
+    assert [(w.method.base, w.own, w.seeds, w.best) for w in lower] == [("gold", "auto", 3, "weight 0.3")]
+    assert lower[0].means == pytest.approx({name: value + 0.01 for name, value in values.items()})
+    assert higher[0].best == "equal gradient"
+    text = words(read(folder).sections["weights"])
+    assert "weight 0.3 is 0.3, equal gradient is gradient" in text
+    assert "gold weight 0.3 auto 0.5100 ✓ 0.4100 0.6100 3" in text
+    assert "gold equal gradient auto 0.5100 0.4100 ✓ 0.6100 3" in text
+
+
+def test_wide_intervals_do_not_squeeze_the_means_of_a_trade_off() -> None:
+    """Two seeds give intervals many times as long as the methods lie apart; on the page and in figures."""
+    spots = [
+        Spot("a", (0.1, -9.0, 9.0), (0.5, -5.0, 6.0), 0, False),
+        Spot("b", (0.3, 0.2, 0.4), (0.9, 0.8, 1.0), 1, False),
+    ]
+    drawn = scatter(spots, [], title="t", x_label="x", y_label="y")
+    places = [float(x) for x in re.findall(r'<svg x="([\d.]+)%"', drawn)]
+    assert places == pytest.approx([100 / 6, 100 * 5 / 6], abs=0.01)
+    assert within([0.1, 0.3]) == pytest.approx((0.05, 0.35))
+    assert within([2.0, 2.0]) == pytest.approx((1.8, 2.2))
+    assert within([0.0]) == (-1.0, 1.0)
+
+
+def test_a_study_without_other_kd_weights_says_so(tmp_path: Path) -> None:
+    made = MadeUp(methods=("ce", "gold"), varied=(), variants=(), pairs=("p",))
+    assert "no variants by KD weight" in read(write_study(tmp_path, made)).sections["weights"]
 
 
 def test_a_choice_at_the_end_of_the_values_is_told(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def read_results(file: Path) -> tuple[str | None, tuple[TaskResult, ...]]:
     """The digest of the weights and the results in a file.
 
     Raises:
-        XTokenError: no such file; it is not of this format; a later version wrote it.
+        XTokenError: no such file; it is not of this format, or a part of it is not there; a later version wrote it.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -129,7 +129,10 @@ def read_results(file: Path) -> tuple[str | None, tuple[TaskResult, ...]]:
         raise XTokenError(f"{file} is no file of task results; expected what `xtoken eval --tasks` writes")
     if found.get("version") != _VERSION:
         raise XTokenError(f"{file} has version {found.get('version')} and this xtoken reads {_VERSION}: update it")
-    return found["weights"], tuple(_result(task) for task in found["tasks"])
+    try:
+        return found["weights"], tuple(_result(task) for task in found["tasks"])
+    except (KeyError, TypeError) as error:
+        raise XTokenError(f"{file} is not what `xtoken eval --tasks` wrote: {error!r}") from None
 
 
 def _result(raw: dict[str, Any]) -> TaskResult:

@@ -15,14 +15,32 @@ from typing import Literal
 
 from xtoken.report.page import Markup, join, markup, number
 
-__all__ = ["Bar", "Interval", "Scale", "Series", "bars", "grid", "intervals", "lines", "percent"]
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "MARGIN",
+    "MARKS",
+    "Bar",
+    "Interval",
+    "Scale",
+    "Series",
+    "bars",
+    "chart",
+    "grid",
+    "intervals",
+    "lines",
+    "percent",
+    "position",
+    "round_step",
+    "tick_text",
+]
 
 Scale = Literal["linear", "log"]
 
-_COLOURS = 6  # s1 to s6 in page.css
-_DASHES = ("none", "7 4", "2 3", "9 3 2 3", "12 4", "1 4")
+COLOURS = 6  # s1 to s6 in page.css
+DASHES = ("none", "7 4", "2 3", "9 3 2 3", "12 4", "1 4")
 # Marks in a box from -5 to 5.
-_MARKS = (
+MARKS = (
     '<circle r="4"/>',
     '<rect x="-3.5" y="-3.5" width="7" height="7"/>',
     '<path d="M0-5 4.5 3.5H-4.5Z"/>',
@@ -32,7 +50,7 @@ _MARKS = (
 )
 # A line is drawn through at most this many points: more are not to be told apart, and cost bytes.
 _POINTS = 300
-_MARGIN = 52  # pixels at the left of lines, for the figures at the axis
+MARGIN = 52  # pixels at the left of lines, for the figures at the axis
 _MARKED = 12  # at most so many of them have a mark
 
 
@@ -111,11 +129,11 @@ def bars(items: Sequence[Bar], *, title: str, maximum: float | None = None) -> M
             '<rect class="track" x="0" y="{}" width="100%" height="9" rx="2"/>'
             '<rect class="bar" x="0" y="{}" width="{}%" height="9" rx="2"/>\n',
             *(n * step + 14, item.label, n * step + 14, item.shown, n * step + 21, n * step + 21),
-            _position(item.value / full if full else 0.0),
+            position(item.value / full if full else 0.0),
         )
         for n, item in enumerate(items)
     ]
-    return _svg(title, len(items) * step, join(drawn))
+    return chart(title, len(items) * step, join(drawn))
 
 
 def lines(
@@ -148,24 +166,24 @@ def lines(
         markup(
             '<line class="axis" x1="0" x2="100%" y1="{}%" y2="{}%"/>'
             '<text class="quiet" x="-8" y="{}%" dy="4" text-anchor="end">{}</text>\n',
-            *(_position(1 - up(tick)),) * 3,
-            _tick(tick),
+            *(position(1 - up(tick)),) * 3,
+            tick_text(tick),
         )
         for tick in y_ticks
     ]
     label = '<text class="quiet" x="{}%" y="100%" dy="18" text-anchor="middle">{}</text>\n'
-    rules += [markup(label, _position(along(tick)), _tick(tick)) for tick in x_ticks]
+    rules += [markup(label, position(along(tick)), tick_text(tick)) for tick in x_ticks]
     if reference is not None:
-        at = _position(1 - up(reference))
+        at = position(1 - up(reference))
         rules.append(markup('<line class="reference" x1="0" x2="100%" y1="{}%" y2="{}%"/>\n', at, at))
     drawn = [_line(n, name, points, along, up) for n, (name, points) in enumerate(kept)]
     inner = markup(
         '<text class="quiet" x="-{}" y="14">{}</text>\n'
         '<svg y="{}" width="100%" height="{}" overflow="visible">\n{}{}</svg>\n'
         '<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
-        *(_MARGIN, y_label, top, height, join(rules), join(drawn), top + height + 38, x_label),
+        *(MARGIN, y_label, top, height, join(rules), join(drawn), top + height + 38, x_label),
     )
-    return _legend([each.name for each in series]) + _svg(title, top + height + 46, inner, _MARGIN, 16)
+    return _legend([each.name for each in series]) + chart(title, top + height + 46, inner, MARGIN, 16)
 
 
 def intervals(
@@ -207,12 +225,12 @@ def intervals(
         markup(
             '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="{}"/>'
             '<text class="quiet" x="{}%" y="{}" text-anchor="middle">{}</text>\n',
-            *(_position(along(tick)), _position(along(tick)), y, _position(along(tick)), y + 16, _tick(tick)),
+            *(position(along(tick)), position(along(tick)), y, position(along(tick)), y + 16, tick_text(tick)),
         )
         for tick in ticks
     ]
     if reference is not None:
-        at = _position(along(reference))
+        at = position(along(reference))
         grid.append(markup('<line class="reference" x1="{}%" x2="{}%" y1="0" y2="{}"/>\n', at, at, y))
     inner = markup(
         '{}{}<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
@@ -221,11 +239,18 @@ def intervals(
         y + 36,
         x_label,
     )
-    return _legend(names, dashes=False) + _svg(title, y + 44, inner, 14, 20)
+    return _legend(names, dashes=False) + chart(title, y + 44, inner, 14, 20)
 
 
-def _svg(title: str, height: int, content: Markup, left: int = 0, right: int = 0) -> Markup:
-    """The whole chart; its margins are padding, so that per cent are of what lies between them."""
+def chart(title: str, height: int, content: Markup, left: int = 0, right: int = 0) -> Markup:
+    """The whole chart; its margins are padding, so that per cent are of what lies between them.
+
+    Args:
+        title: what the chart shows, for those who do not see it.
+        height: pixels, with the axis's text.
+        content: what is drawn, across in per cent.
+        left, right: pixels of the margins.
+    """
     return markup(
         '<svg class="chart" role="img" aria-label="{}" height="{}" style="padding:0 {}px 0 {}px" '
         'xmlns="http://www.w3.org/2000/svg">\n{}</svg>\n',
@@ -237,12 +262,13 @@ def _svg(title: str, height: int, content: Markup, left: int = 0, right: int = 0
     )
 
 
-def _tick(value: float) -> str:
+def tick_text(value: float) -> str:
+    """A value beside an axis, in as few letters as it takes."""
     return f"{value:,.10g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.0e}"
 
 
-def _position(share: float) -> str:
-    """A share of the whole as per cent, short."""
+def position(share: float) -> str:
+    """A share of the whole as per cent, without the sign; what is outside goes to the edge."""
     return f"{100 * min(max(share, 0.0), 1.0):.2f}".rstrip("0").rstrip(".")
 
 
@@ -262,7 +288,7 @@ def _axis(
         return _log_axis(low, high)
     if low == high:
         low, high = (low, low + 1) if tight else (low - abs(low) / 10 - 0.05, high + abs(high) / 10 + 0.05)
-    step = _step((high - low) / 6)
+    step = round_step((high - low) / 6)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     if not tight:
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -285,7 +311,7 @@ def _log_axis(low: float, high: float) -> tuple[list[float], Callable[[float], f
     return ticks[:: math.ceil(len(ticks) / 7)], lambda value: (math.log10(value) - start) / width
 
 
-def _step(rough: float) -> float:
+def round_step(rough: float) -> float:
     """The round step (1, 2 or 5 times a power of ten) at or above a rough one."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
@@ -298,7 +324,7 @@ def _line(
     along: Callable[[float], float],
     up: Callable[[float], float],
 ) -> Markup:
-    placed = [(_position(along(x)), _position(1 - up(y)), x, y) for x, y in points]
+    placed = [(position(along(x)), position(1 - up(y)), x, y) for x, y in points]
     path = " ".join(f"{x},{y}" for x, y, *_ in placed)
     every = max(1, math.ceil(len(placed) / _MARKED))
     marks = [
@@ -310,7 +336,7 @@ def _line(
         '<g class="s{}"><svg width="100%" height="100%" viewBox="0 0 100 100" preserveAspectRatio="none" '
         'overflow="visible"><polyline class="line series-stroke" vector-effect="non-scaling-stroke" '
         'stroke-dasharray="{}" points="{}"/></svg>{}</g>\n',
-        *(n % _COLOURS + 1, _DASHES[n % _COLOURS], path, join(marks)),
+        *(n % COLOURS + 1, DASHES[n % COLOURS], path, join(marks)),
     )
 
 
@@ -318,7 +344,7 @@ def _mark(n: int, x: str, y: str, told: str) -> Markup:
     """A mark of a series at a place in per cent, that tells something when pointed at."""
     return markup(
         '<svg x="{}%" y="{}" overflow="visible" class="series-fill">{}<title>{}</title></svg>',
-        *(x, y if y.endswith("px") else f"{y}%", Markup(_MARKS[n % _COLOURS]), told),
+        *(x, y if y.endswith("px") else f"{y}%", Markup(MARKS[n % COLOURS]), told),
     )
 
 
@@ -327,7 +353,7 @@ def _interval(each: Interval, y: int, along: Callable[[float], float]) -> Markup
     whisker = Markup("")
     if each.low is not None and each.high is not None:
         told += f", {number(each.low)} to {number(each.high)}"
-        ends = _position(along(each.low)), _position(along(each.high))
+        ends = position(along(each.low)), position(along(each.high))
         whisker = markup(
             '<line class="whisker series-stroke" x1="{}%" x2="{}%" y1="{}" y2="{}"/>'
             '<line class="whisker series-stroke" x1="{}%" x2="{}%" y1="{}" y2="{}"/>'
@@ -339,8 +365,8 @@ def _interval(each: Interval, y: int, along: Callable[[float], float]) -> Markup
     figures = told.removeprefix(f"{each.label}: ") + (f" ({each.note})" if each.note else "")
     return markup(
         '<g class="s{}"><text x="0" y="{}">{} <tspan class="quiet">{}</tspan></text>{}{}</g>\n',
-        *(each.series % _COLOURS + 1, y + 16, each.label, figures, whisker),
-        _mark(each.series, _position(along(each.value)), f"{y + 28}px", told),
+        *(each.series % COLOURS + 1, y + 16, each.label, figures, whisker),
+        _mark(each.series, position(along(each.value)), f"{y + 28}px", told),
     )
 
 
@@ -352,7 +378,7 @@ def _legend(names: Sequence[str], *, dashes: bool = True) -> Markup:
             '<li><svg class="s{}" aria-hidden="true">'
             '<line class="series-stroke" x1="0" x2="100%" y1="50%" y2="50%" stroke-width="2" stroke-dasharray="{}"/>'
             "{}</svg>{}</li>\n",
-            *(n % _COLOURS + 1, _DASHES[n % _COLOURS] if dashes else "none", _mark(n, "50", "50", name), name),
+            *(n % COLOURS + 1, DASHES[n % COLOURS] if dashes else "none", _mark(n, "50", "50", name), name),
         )
         for n, name in enumerate(names)
     ]

@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any
 from xtoken.errors import XTokenError
 from xtoken.files import write_whole
 from xtoken.report.study_folder import Measure, Method, StudyFolder
-from xtoken.report.study_views import TRADE_OFFS, Swept, claim_rows, ends, joints, swept, swept_values, trade_off
+from xtoken.report.study_views import (
+    TRADE_OFFS,
+    Swept,
+    claim_rows,
+    ends,
+    joints,
+    swept,
+    swept_values,
+    trade_off,
+    within,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +41,7 @@ __all__ = ["study_figures", "write_figures"]
 COLUMN, TEXT = 3.25, 6.75
 ROW, MARGIN = 0.145, 0.75  # inches of a method's row, and of title and axis
 FONT = 7.0  # points: the size of a footnote in print
+LETTER, HANDLE = 0.58, 4.5  # ems: of DejaVu Sans by letter, measured on labels of ours; a legend's mark and spaces
 DPI = 300
 # Okabe and Ito's palette, which the colour-blind tell apart, without the yellow that is faint on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -245,7 +256,7 @@ def _trade_offs(study: StudyFolder, pair: str) -> Figure:
     shown = [(x, y) for x, y in TRADE_OFFS if trade_off(study, pair, x, y)]
     methods = list(dict.fromkeys(m for x, y in shown for m in trade_off(study, pair, x, y)))
     bases = list(dict.fromkeys(m.base for m in methods))
-    columns = 5
+    columns = _columns([*(study.label(Method(base)) for base in bases), "swept setting", "other variant"], TEXT)
     height = 2.35 + ROW * (2 + math.ceil(len(bases) / columns))
     figure = Figure(figsize=(TEXT, height), layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -289,6 +300,7 @@ def _trade_off(
         face = "white" if method.variant else colour
         axis.plot(across[0], up[0], marker, color=colour, mfc=face, mew=0.8, ms=3 if method.variant else 4.2, zorder=3)
     x, y = (next(iter(points.values()))[place].measure for place in (0, 1))
+    axis.set(xlim=within(p.x.mean for p in points.values()), ylim=within(p.y.mean for p in points.values()))
     axis.set(xlabel=_axis_label(x), ylabel=_axis_label(y))
     axis.grid(color=RULE, lw=0.4)
     axis.set_title(f"better {_better(x, y)}", loc="right", fontsize=FONT, color=FAINT)
@@ -311,10 +323,11 @@ def _sweeps(study: StudyFolder) -> Figure:
     declared = study.settings.get("sweep") or {}
     pairs = [pair for pair in study.pairs if swept(study, pair)]
     bases = list(dict.fromkeys(s.method for pair in pairs for s in swept(study, pair)))
-    columns = 5
+    width = TEXT if len(pairs) > 1 else COLUMN
+    columns = _columns([study.label(m) for m in bases], width)
     rows = math.ceil(len(pairs) / 2)
     height = 2.1 * rows + ROW * (1 + math.ceil(len(bases) / columns))
-    figure = Figure(figsize=(TEXT if len(pairs) > 1 else COLUMN, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(rows, min(2, len(pairs)), squeeze=False).flat)
     for axis, pair in zip(axes, pairs, strict=False):
         values = swept_values(swept(study, pair))
@@ -328,8 +341,7 @@ def _sweeps(study: StudyFolder) -> Figure:
         axis.remove()
     handles = [axes[0].plot([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], ms=3.6, lw=0.7,
                             label=study.label(m))[0] for n, m in enumerate(bases)]  # fmt: skip
-    ncols = columns if len(pairs) > 1 else 2
-    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, title="filled: the value chosen",
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, title="filled: the value chosen",
                   title_fontsize=FONT)  # fmt: skip
     return figure
 
@@ -344,6 +356,12 @@ def _swept_line(axis: Axes, values: Sequence[str], found: Swept, colour: str, ma
 
 
 # --- what they share ---
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """How many columns of a legend fit in a figure so wide, the longest label in any of them."""
+    letters = max(map(len, labels), default=0)
+    return max(1, min(5, int(width / ((letters * LETTER + HANDLE) * FONT / 72))))
 
 
 def _panels(titles: Sequence[str], labels: Sequence[str]) -> tuple[Figure, list[Axes]]:

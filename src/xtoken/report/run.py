@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtoken.config import RunConfig, TeacherConfig, load_config
 from xtoken.errors import XTokenError
+from xtoken.evaluation.task_results import TASKS_FILE, TaskResult, read_results, weights_digest
 from xtoken.projection import Projection
 from xtoken.report.aligned import AlignedText, Piece, aligned_text, bits_per_byte
 from xtoken.report.pair import PairFacts, pair_facts
@@ -119,6 +120,7 @@ class RunFacts:
         metrics: a line a step that was logged.
         evaluations: on held-out text.
         best_is_saved: whether the student saved is the best one on held-out text.
+        tasks: what the student scored in tasks (`xtoken eval --tasks`); those of other weights are left out.
         teachers: in the config's order.
         sample: which texts were read, in words.
         notes: what is missing, in sentences.
@@ -132,6 +134,7 @@ class RunFacts:
     metrics: tuple[Mapping[str, Any], ...]
     evaluations: tuple[Evaluation, ...]
     best_is_saved: bool
+    tasks: tuple[TaskResult, ...]
     teachers: tuple[TeacherFacts, ...]
     sample: str
     notes: tuple[str, ...]
@@ -164,6 +167,7 @@ def run_facts(folder: Path, *, texts: Path | None = None, documents: int = DOCUM
     sample, about, notes = _sample(config, texts, documents)
     student, vocabulary, missing = _student(folder, config, needs_model=bool(config.teachers and sample))
     notes += missing if config.teachers else ()
+    tasks, why = _tasks(folder)
     choices = facts.get("teachers") or [{}] * len(config.teachers)
     teachers = [
         _teacher(folder, settings, choice, student, vocabulary, sample, config.data.alignment)
@@ -178,9 +182,10 @@ def run_facts(folder: Path, *, texts: Path | None = None, documents: int = DOCUM
         metrics=steps,
         evaluations=evaluations,
         best_is_saved=config.eval.saves_best,
+        tasks=tasks,
         teachers=tuple(teachers),
         sample=about,
-        notes=notes,
+        notes=(*notes, *why),
     )
 
 
@@ -205,6 +210,21 @@ def _metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[Evaluation, 
     key = "eval/bits_per_byte"
     evaluations = (Evaluation(x["step"], x[key], x.get(f"{key}/numerals")) for x in lines if key in x)
     return tuple(x for x in lines if "ce" in x), tuple(evaluations)
+
+
+def _tasks(folder: Path) -> tuple[tuple[TaskResult, ...], tuple[str, ...]]:
+    """What the student scored in tasks, and why that is not shown."""
+    file = folder / TASKS_FILE
+    if not file.is_file():
+        return (), ()
+    try:
+        weights, found = read_results(file)
+    except XTokenError as error:
+        return (), (f"What the student scored in tasks could not be read: {error}.",)
+    if weights is not None and weights != weights_digest(folder):
+        return (), (f"{TASKS_FILE} is of other weights than those in the folder, so it is not shown: measure them "
+                    "again by xtoken eval --tasks.",)  # fmt: skip
+    return found, ()
 
 
 def _sample(config: RunConfig, texts: Path | None, documents: int) -> tuple[list[str], str, tuple[str, ...]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import yaml
 
+from xtoken.evaluation.task_results import Metric, TaskResult
 from xtoken.report.charts import Bar, Scale, Series, bars, lines, percent
 from xtoken.report.page import (
     Cell,
@@ -33,9 +34,16 @@ from xtoken.shown import visible
 __all__ = ["run_page", "verdict"]
 
 _SHOWN_TEXTS = 6
+_CARDS = 6  # tasks among the headline figures
+_FEW = 12  # rows that need no search
 _DASH = "–"
 _LOSSES = "The losses of each step before any scaling: cross-entropy on the text, and what the teachers teach."
 _SCALING = "How large the teachers' sum is beside the cross-entropy, and what it was multiplied by."
+_NORMS = "The norm of the gradient of each raw term over the student's weights, in the steps where it was measured."
+_PUSH = (
+    "How hard the teachers' sum pushes beside the cross-entropy: the ratio of the norms of their gradients, each times "
+    "what its term was multiplied by. At 1, the dashed line, both push alike, whatever the values of the losses are."
+)
 _UNCOVERED = (
     "The share of each teacher's probability that its loss cannot carry over to the student: a floor without gradient."
 )
@@ -49,6 +57,8 @@ def run_page(run: RunFacts) -> str:
         Section("Verdict", "verdict", _verdict(run)),
         Section("Curves", "curves", _curves(run)),
     ]
+    if run.tasks:
+        sections.insert(1, Section("Tasks", "tasks", _tasks(run)))
     if run.teachers:
         sections += [
             Section("Where the student differs", "differences", _by_teacher(run, _differences)),
@@ -88,7 +98,7 @@ def _bits(value: float | None) -> str:
 
 
 def _verdict(run: RunFacts) -> Markup:
-    figures = [*_held_out(run), *_training(run)]
+    figures = [*_held_out(run), *_task_cards(run), *_training(run)]
     why = [f"{t.name} taught by {t.loss}: {t.reason}." for t in run.teachers if t.reason]
     said = markup('<p class="verdict">{}</p>\n', verdict(run))
     return said + (headline(figures) if figures else "") + paragraphs(*why) + missing(run.notes)
@@ -104,6 +114,56 @@ def _held_out(run: RunFacts) -> list[tuple[str, str, str]]:
     if best.numerals is not None:
         found.append(("on numerals", _bits(best.numerals), f"{_bits(first.numerals)} {at}"))
     return found
+
+
+def _task_cards(run: RunFacts) -> list[tuple[str, str, str]]:
+    """The main metric of each task, of the first few."""
+    return [
+        (f"{result.task}, {metric.label}", _score(metric.value), _error(metric))
+        for result in run.tasks[:_CARDS]
+        for metric in result.metrics[:1]
+    ]
+
+
+def _score(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else _DASH
+
+
+def _error(metric: Metric) -> str:
+    return "" if metric.stderr is None else f"± {_score(metric.stderr)} (standard error)"
+
+
+def _tasks(run: RunFacts) -> Markup:
+    """Every metric of every task; the tasks of a group stand below it, folded away."""
+    by = ", ".join(dict.fromkeys(f"lm-eval {each.lm_eval}, weights in {each.dtype}" for each in run.tasks))
+    parts = [part for result in run.tasks for part in result.parts]
+    folded = details("The tasks of the groups", _task_table(parts, "The tasks of the groups")) if parts else ""
+    return (
+        paragraphs(f"What the student as it was saved scored, measured by xtoken eval with {by}.")
+        + _task_table(run.tasks, "Tasks and their metrics; a limit is the most documents taken of a task")
+        + folded
+    )
+
+
+def _task_table(results: Sequence[TaskResult], caption: str) -> Markup:
+    rows: list[list[Cell]] = [
+        [
+            result.task,
+            metric.label,
+            Keyed(_score(metric.value), metric.value),
+            Keyed(_DASH if metric.stderr is None else _score(metric.stderr), metric.stderr),
+            result.documents,
+            result.shots,
+            result.limit,
+            result.version or _DASH,
+        ]
+        for result in results
+        for metric in result.metrics
+    ]
+    figures = ["value", "standard error", "documents", "shots", "limit"]
+    return table(
+        ["task", "metric", *figures, "version"], rows, caption=caption, searchable=len(rows) > _FEW, numeric=figures
+    )
 
 
 def _training(run: RunFacts) -> list[tuple[str, str, str]]:
@@ -144,29 +204,38 @@ def _curves(run: RunFacts) -> Markup:
     scaling = {"kd_ce_ratio": "raw KD / CE", "kd_factor": "factor on KD"}
     uncovered = {f"uncovered_mass/{t.name}": t.name for t in run.teachers}
     weights = {f"teacher_weight/{t.name}": t.name for t in run.teachers}
+    norms = {"gradient_norm/ce": "cross-entropy", "gradient_norm/kd": "teachers' sum"}
+    if len(run.teachers) > 1:
+        norms |= {f"gradient_norm/kd/{t.name}": t.name for t in run.teachers}
+    push = {"push_ratio": "teachers' sum / cross-entropy"}
     parts = [
         _chart(run, losses, ("Raw losses", "nats (log)", "log", _LOSSES)),
         _chart(run, scaling, ("Ratio and factor", "ratio (log)", "log", _SCALING)),
         _evaluations(run),
+        _chart(run, norms, ("Norms of the gradients", "norm (log)", "log", _NORMS)),
+        _chart(run, push, ("Push of the teachers", "ratio (log)", "log", _PUSH), reference=1.0),
         _chart(run, uncovered, ("Uncovered mass", "share", "linear", _UNCOVERED)),
         _chart(run, weights, ("Weights of the teachers", "weight", "linear", "What each teacher weighed.")),
     ]
     return join(parts) + details("First and last figures of every metric", _metric_table(run))
 
 
-def _chart(run: RunFacts, names: Mapping[str, str], said: tuple[str, str, Scale, str]) -> Markup:
+def _chart(
+    run: RunFacts, names: Mapping[str, str], said: tuple[str, str, Scale, str], reference: float | None = None
+) -> Markup:
     """A chart of metrics, under its heading; nothing where the run has none of them.
 
     Args:
         run: the run.
         names: the metrics, each with its name in the legend.
         said: the heading, what y measures, its scale, and the caption.
+        reference: a y to mark by a dashed line.
     """
     title, y_label, scale, caption = said
     series = _drawn(run, names)
     if not series:
         return Markup("")
-    drawn = lines(series, title=f"{title} by step", x_label="step", y_label=y_label, scale=scale)
+    drawn = lines(series, title=f"{title} by step", x_label="step", y_label=y_label, scale=scale, reference=reference)
     return markup("<h3>{}</h3>\n{}", title, figure(drawn, caption))
 
 
@@ -217,7 +286,7 @@ def _differences(teacher: TeacherFacts) -> Markup:
     )
     items = [Bar(c.kind, c.share, f"{percent(c.share)}: {number(c.kl)} nats × {c.chunks:,}") for c in teacher.classes]
     chart = figure(
-        bars(items, title="Share of the KL by class of chunk"),
+        bars(items, title="Share of the KL by class of chunk", maximum=1.0),
         "Where the KL comes from: the share of its sum by class of chunk, with the mean a chunk and their number.",
     )
     return missing(teacher.notes) + paragraphs(lead, bits) + chart + _worst_table(teacher)

@@ -34,6 +34,7 @@ from xtoken.report.study_views import (
     TRADE_OFFS,
     ClaimRow,
     Swept,
+    Weighed,
     claim_rows,
     ends,
     joints,
@@ -41,6 +42,8 @@ from xtoken.report.study_views import (
     swept_values,
     times,
     trade_off,
+    weighed,
+    weighings,
 )
 
 __all__ = ["study_page"]
@@ -77,6 +80,7 @@ def study_page(folder: str | Path) -> str:
         Section("Against the baselines", "baselines", _differences(study)),
         Section("Trade-offs", "trade-offs", _trade_offs(study)),
         Section("Sweep", "sweep", _sweep(study)),
+        Section("KD weights", "weights", _weights(study)),
         Section("Teachers and audit", "references", _references(study)),
         Section("All means", "summary", _summary_table(study)),
         Section("All comparisons", "comparisons", _comparison_table(study)),
@@ -315,7 +319,7 @@ def _trade_off_charts(study: StudyFolder, pair: str) -> list[Markup]:
             y_label=f"{y}: {_axis(any_point.y.measure)}",
             legend=[] if found else legend,  # once a pair
         )
-        found.append(figure(chart, f"{y} against {x}; lines through a mark are 95 % intervals."))
+        found.append(figure(chart, f"{y} against {x}; lines through a mark are 95 % intervals, cut at the edge."))
     return found
 
 
@@ -350,6 +354,62 @@ def _sweep_table(pair: str, found: Sequence[Swept], study: StudyFolder) -> Marku
 def _swept_cell(found: Swept, value: str) -> Cell:
     mean = found.means.get(value)
     return Keyed(markup("<b>✓ {}</b>", number(mean)), mean) if value == found.chosen else mean
+
+
+# --- KD weights ---
+
+
+def _weights(study: StudyFolder) -> Markup:
+    """Which weight of the teachers' sum serves each method, a tab a measure, a table a pair."""
+    variants = weighings(study)
+    if not variants:
+        return note("The study has no variants by KD weight: each method trains at its own.")
+    if not study.results:
+        return _absent(study, "results.csv", "no cell has finished")
+    weights = ", ".join(f"{name} is {weight}" for name, weight in variants.items())
+    said = paragraphs(
+        "Dynamic scaling evens out the values of the losses and not how hard they push, so methods were also run at "
+        f"other weights of the teachers' sum (loss.kd_weight): {weights}. "
+        "Each row is over the seeds that all its weights have. The best is marked after the fact, on this measure "
+        "itself, so on another text it would look a little less good; whether a weight beats the baselines is said, "
+        "with intervals, under their heading."
+    )
+    panels = [
+        (
+            m.name,
+            join(_weight_table(study, pair, m, found) for pair in study.pairs if (found := weighed(study, pair, m))),
+        )
+        for m in study.measures
+    ]
+    shown = [(name, tables) for name, tables in panels if tables]
+    return said + (
+        tabs("Measure of the weights", shown) if shown else note("No method has finished at two of them yet.")
+    )
+
+
+def _weight_table(study: StudyFolder, pair: str, measure: Measure, found: Sequence[Weighed]) -> Markup:
+    variants = [name for name in weighings(study) if any(name in each.means for each in found)]
+    rows = [
+        [
+            study.label(each.method),
+            each.own if each.best == "" else each.best,
+            each.own,
+            *(_weighed_cell(each, name) for name in ("", *variants)),
+            each.seeds,
+        ]
+        for each in found
+    ]
+    return table(
+        ["method", "best", "its own", "at its own", *variants, "seeds"],
+        rows,
+        caption=f"{measure.name} on {pair} by KD weight ({_axis(measure)})",
+        numeric=["at its own", *variants, "seeds"],
+    )
+
+
+def _weighed_cell(found: Weighed, name: str) -> Cell:
+    mean = found.means.get(name)
+    return Keyed(markup("<b>✓ {}</b>", number(mean)), mean) if name == found.best else mean
 
 
 # --- references ---

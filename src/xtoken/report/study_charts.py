@@ -1,7 +1,8 @@
 """The charts a study's page needs beside those of `charts`: many methods in few pixels, and two measures at once.
 
 Rows are low, with the name at the left, so that forty methods can be seen together; like the other charts they
-narrow instead of shrinking. Shapes, rings and words say what colours say.
+narrow instead of shrinking. On a phone page.css makes the rows higher and puts the names above them, so that what is
+drawn has the whole width. Shapes, rings and words say what colours say.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from textwrap import shorten, wrap
 
 from xtoken.report import charts
 from xtoken.report.page import Markup, join, markup, number
+from xtoken.report.study_views import within
 
 __all__ = ["Dot", "Link", "Spot", "dots", "scatter"]
 
-_ROW, _TALL = 22, 38  # pixels: a row whose name fits in a line, and one of two lines
-_NAMES, _NOTES = 166, 100  # pixels: the columns of names and of notes
+_NAMES, _NOTES = 166, 100  # pixels: the columns of names and of notes; page.css has them too
 _NAME_LETTERS, _NOTE_LETTERS = 22, 14  # that fit in them
+_MOST_LINES = 4  # of a name: a claim names two methods
 _MORE = 0.03  # of what the values span, at each end of an axis: a mark is not cut in half
 _TICKS = 6  # at most, about
-_SHAPES = len(charts._MARKS)
+_SHAPES = len(charts.MARKS)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Dot:
     """A row: a value with its interval.
 
     Attributes:
-        label: at the left, in two lines where it is long and cut where it is longer.
+        label: at the left, in up to four lines, and cut where it is longer.
         name: the whole name, told when the mark is pointed at.
         value, low, high: the mark and the ends of its line; no line without ends.
         series: colour and shape of the mark, from 0.
@@ -89,55 +91,59 @@ def dots(
     values = [v for row in rows if not row.outside for v in (row.value, row.low, row.high) if v is not None]
     values += [value for _, value in rules]
     ticks, along, bounds = _axis(min(values), max(values))
-    step = _ROW if all(len(_wrapped(row)) == 1 for row in rows) else _TALL
-    height = step * len(rows)
+    most = max(len(_wrapped(row)) for row in rows)
     grid = [
         markup(
-            '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="{}"/>'
-            '<text class="quiet" x="{}%" y="{}" text-anchor="middle">{}</text>\n',
-            *(charts._position(along(tick)),) * 2,
-            *(height, charts._position(along(tick)), height + 16),
-            "" if n % 2 and len(ticks) > 4 else charts._tick(tick),  # a phone has room for three or four
+            '<line class="axis" x1="{}%" x2="{}%" y1="0" y2="100%"/>'
+            '<text class="quiet" x="{}%" y="100%" dy="16" text-anchor="middle">{}</text>\n',
+            *(charts.position(along(tick)),) * 3,
+            "" if n % 2 and len(ticks) > 4 else charts.tick_text(tick),  # a phone has room for three or four
         )
         for n, tick in enumerate(ticks)
     ]
-    lines = [_rule(n, along(value), height) for n, (_, value) in enumerate(rules)]
-    inner = markup(
-        '{}{}{}{}<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
-        *(join(grid), join(lines), join(_dot(row, step * n + step // 2, along, bounds) for n, row in enumerate(rows))),
-        join(_names(row, step * n + step // 2) for n, row in enumerate(rows)),
-        *(_NOTES, height + 36, x_label),
+    drawn = [
+        markup('<g class="row" style="--n:{}">{}{}</g>\n', n, _dot(row, along, bounds), _names(row))
+        for n, row in enumerate(rows)
+    ]
+    return _rule_legend([name for name, _ in rules]) + markup(
+        '<svg class="chart dots" role="img" aria-label="{}" style="--rows:{};--lines:{}" '
+        'xmlns="http://www.w3.org/2000/svg">\n{}{}{}'
+        '<text class="quiet label" x="100%" y="100%" dx="{}" dy="36" text-anchor="end">{}</text>\n</svg>\n',
+        *(title, len(rows), most),
+        *(join(grid), join(_rule(n, along(value)) for n, (_, value) in enumerate(rules)), join(drawn)),
+        *(_NOTES, x_label),
     )
-    return _rule_legend([name for name, _ in rules]) + charts._svg(title, height + 44, inner, _NAMES, _NOTES)
 
 
-def _names(row: Dot, y: int) -> Markup:
+def _names(row: Dot) -> Markup:
     """A row's name and note; the title holds what was cut from the name."""
     lines = _wrapped(row)
+    whole = Markup("") if " ".join(lines) == row.label else markup("<title>{}</title>", row.name)
     texts = [
         markup(
-            '<text x="{}" y="{}">{}<title>{}</title></text>',
-            *((14 if row.indent else 0) - _NAMES, y + 4 + 15 * n - (7 if len(lines) > 1 else 0), line, row.name),
+            '<text class="name" x="{}" y="{:g}">{}{}</text>',
+            *((14 if row.indent else 0) - _NAMES, 4 + 15 * n - 7.5 * (len(lines) - 1), line, whole),
         )
         for n, line in enumerate(lines)
     ]
+    names = join(texts) if len(lines) == 1 else markup('<g style="--own:{}">{}</g>', len(lines), join(texts))
     return markup(
-        '{}<text class="quiet" x="100%" dx="{}" y="{}" text-anchor="end">{}</text>\n',
-        *(join(texts), _NOTES, y + 4, shorten(row.note, _NOTE_LETTERS, placeholder="…")),
+        '{}<text class="quiet note-text" x="100%" dx="{}" y="4" text-anchor="end">{}</text>\n',
+        *(names, _NOTES, shorten(row.note, _NOTE_LETTERS, placeholder="…")),
     )
 
 
 def _wrapped(row: Dot) -> list[str]:
     letters = _NAME_LETTERS - (2 if row.indent else 0)
-    return wrap(row.label, letters, max_lines=2, placeholder="…", break_on_hyphens=False) or [""]
+    return wrap(row.label, letters, max_lines=_MOST_LINES, placeholder="…", break_on_hyphens=False) or [""]
 
 
-def _dot(row: Dot, y: int, along: Callable[[float], float], bounds: tuple[float, float]) -> Markup:
+def _dot(row: Dot, along: Callable[[float], float], bounds: tuple[float, float]) -> Markup:
     if row.outside and not bounds[0] <= row.value <= bounds[1]:
         low = row.value < bounds[0]
         return markup(
             '<text class="quiet" x="{}" y="{}" text-anchor="{}">{}</text>\n',
-            *("0" if low else "100%", y + 4, "start" if low else "end"),
+            *("0" if low else "100%", 4, "start" if low else "end"),
             "◂" if low else "▸",
         )
     told = f"{row.name}: {number(row.value)}"
@@ -146,18 +152,18 @@ def _dot(row: Dot, y: int, along: Callable[[float], float], bounds: tuple[float,
         told += f", {number(row.low)} to {number(row.high)}"
         whisker = markup(
             '<line class="whisker series-stroke" x1="{}%" x2="{}%" y1="{}" y2="{}"/>',
-            *(charts._position(along(row.low)), charts._position(along(row.high)), y, y),
+            *(charts.position(along(row.low)), charts.position(along(row.high)), 0, 0),
         )
-    at = charts._position(along(row.value))
+    at = charts.position(along(row.value))
     return markup(
         '<g class="s{}">{}{}</g>\n',
-        *(_colour(row.series), whisker, _mark(row.series, f"{at}%", str(y), told, ring=row.ring)),
+        *(_colour(row.series), whisker, _mark(row.series, f"{at}%", "0", told, ring=row.ring)),
     )
 
 
 def _mark(series: int, x: str, y: str, told: str, *, ring: bool) -> Markup:
     """A mark that tells something when pointed at. From the seventh series on, shapes meet other colours."""
-    shape = Markup(charts._MARKS[series % _SHAPES])
+    shape = Markup(charts.MARKS[series % _SHAPES])
     style = Markup(' style="fill:var(--ground);stroke:var(--series);stroke-width:1.75"') if ring else Markup("")
     return markup(
         '<svg x="{}" y="{}" overflow="visible" class="series-fill"><g{}>{}<title>{}</title></g></svg>',
@@ -167,14 +173,14 @@ def _mark(series: int, x: str, y: str, told: str, *, ring: bool) -> Markup:
 
 def _colour(series: int) -> int:
     """The class s1 to s6, shifted with each round of shapes, so that 36 series differ."""
-    return (series + series // _SHAPES) % charts._COLOURS + 1
+    return (series + series // _SHAPES) % charts.COLOURS + 1
 
 
-def _rule(n: int, share: float, height: int) -> Markup:
-    at = charts._position(share)
+def _rule(n: int, share: float) -> Markup:
+    at = charts.position(share)
     return markup(
-        '<line class="reference" style="stroke-dasharray:{}" x1="{}%" x2="{}%" y1="0" y2="{}"/>\n',
-        *(charts._DASHES[(n + 1) % len(charts._DASHES)], at, at, height),
+        '<line class="reference" style="stroke-dasharray:{}" x1="{}%" x2="{}%" y1="0" y2="100%"/>\n',
+        *(charts.DASHES[(n + 1) % len(charts.DASHES)], at, at),
     )
 
 
@@ -183,7 +189,7 @@ def _rule_legend(names: Sequence[str]) -> Markup:
         markup(
             '<li><svg aria-hidden="true"><line class="reference" style="stroke:var(--quiet);stroke-dasharray:{}" '
             'x1="0" x2="100%" y1="50%" y2="50%" stroke-width="2"/></svg>{}</li>\n',
-            *(charts._DASHES[(n + 1) % len(charts._DASHES)], name),
+            *(charts.DASHES[(n + 1) % len(charts.DASHES)], name),
         )
         for n, name in enumerate(names)
     ]
@@ -204,7 +210,7 @@ def _shape_legend(names: Sequence[str]) -> Markup:
 def scatter(
     spots: Sequence[Spot], links: Sequence[Link], *, title: str, x_label: str, y_label: str, legend: Sequence[str] = ()
 ) -> Markup:
-    """Methods at two measures, with both intervals; variants are rings, joined by lines.
+    """Methods at two measures, with both intervals, cut at the edge; variants are rings, joined by lines.
 
     Args:
         spots: at least one.
@@ -213,21 +219,21 @@ def scatter(
         x_label, y_label: what is measured, with the unit and the better direction.
         legend: names of the series 0, 1, ...
     """
-    x_ticks, along, _ = _axis(min(s.x[1] for s in spots), max(s.x[2] for s in spots))
-    y_ticks, rise, _ = _axis(min(s.y[1] for s in spots), max(s.y[2] for s in spots))
+    x_ticks, along = _between(*within(s.x[0] for s in spots))
+    y_ticks, rise = _between(*within(s.y[0] for s in spots))
 
     def across(value: float) -> str:
-        return f"{charts._position(along(value))}%"
+        return f"{charts.position(along(value))}%"
 
     def up(value: float) -> str:
-        return f"{charts._position(1 - rise(value))}%"
+        return f"{charts.position(1 - rise(value))}%"
 
     height, top = 280, 26
     grid = [
         markup(
             '<line class="axis" x1="0" x2="100%" y1="{}" y2="{}"/>'
             '<text class="quiet" x="-8" y="{}" dy="4" text-anchor="end">{}</text>\n',
-            *(up(tick), up(tick), up(tick), charts._tick(tick)),
+            *(up(tick), up(tick), up(tick), charts.tick_text(tick)),
         )
         for tick in y_ticks
     ]
@@ -235,7 +241,7 @@ def scatter(
         markup(
             '<line class="axis" x1="{}" x2="{}" y1="0" y2="100%"/>'
             '<text class="quiet" x="{}" y="100%" dy="18" text-anchor="middle">{}</text>\n',
-            *(across(tick), across(tick), across(tick), charts._tick(tick)),
+            *(across(tick), across(tick), across(tick), charts.tick_text(tick)),
         )
         for tick in x_ticks
     ]
@@ -246,9 +252,9 @@ def scatter(
         '<text class="quiet" x="-{}" y="14">{}</text>\n'
         '<svg y="{}" width="100%" height="{}" overflow="visible">\n{}{}</svg>\n'
         '<text class="quiet" x="100%" y="{}" text-anchor="end">{}</text>\n',
-        *(charts._MARGIN, y_label, top, height, join(grid), join(drawn), top + height + 38, x_label),
+        *(charts.MARGIN, y_label, top, height, join(grid), join(drawn), top + height + 38, x_label),
     )
-    return _shape_legend(legend) + charts._svg(title, top + height + 46, inner, charts._MARGIN, 16)
+    return _shape_legend(legend) + charts.chart(title, top + height + 46, inner, charts.MARGIN, 16)
 
 
 def _link(
@@ -276,6 +282,11 @@ def _axis(low: float, high: float) -> tuple[list[float], Callable[[float], float
     """Ticks, where a value stands from 0 to 1, and the axis's ends: the values' own and a little more."""
     more = _MORE * (high - low) or abs(high) / 10 or 1.0
     low, high = low - more, high + more
-    step = charts._step((high - low) / _TICKS)
+    return *_between(low, high), (low, high)
+
+
+def _between(low: float, high: float) -> tuple[list[float], Callable[[float], float]]:
+    """Ticks of an axis that ends at `low` and `high`, and where a value stands from 0 to 1."""
+    step = charts.round_step((high - low) / _TICKS)
     ticks = [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return ticks, lambda value: (value - low) / (high - low), (low, high)
+    return ticks, lambda value: (value - low) / (high - low)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xtoken.report.study_folder import (
     Claim,
@@ -25,6 +25,7 @@ __all__ = [
     "Point",
     "Swept",
     "Time",
+    "Weighed",
     "claim_rows",
     "ends",
     "joints",
@@ -32,6 +33,9 @@ __all__ = [
     "swept_values",
     "times",
     "trade_off",
+    "weighed",
+    "weighings",
+    "within",
 ]
 
 # How close the student comes to its teacher, what it learns of the text, and the task: two by two, since a method may
@@ -83,10 +87,35 @@ class ClaimRow(NamedTuple):
     ends: tuple[float, float, float]
 
 
+class Weighed(NamedTuple):
+    """A method by each KD weight it was run at.
+
+    `own` is the weight that it has without a variant; `means` are by variant, "" for none, over the `seeds` that all of
+    them have, so that they compare; `best` is the best of them, its own where several are.
+    """
+
+    method: Method
+    own: str
+    seeds: int
+    means: dict[str, float]
+    best: str
+
+
 def trade_off(study: StudyFolder, pair: str, x: str, y: str) -> dict[Method, Point]:
     """The methods that have both measures."""
     across, up = study.summary(pair, x), study.summary(pair, y)
     return {method: Point(across[method], up[method]) for method in across if method in up}
+
+
+def within(means: Iterable[float]) -> tuple[float, float]:
+    """The ends of a trade-off's axis: the means and a quarter of their span to each side.
+
+    Intervals do not count, and are cut at the edge: those of two seeds would leave the means in one spot.
+    """
+    there = list(means)
+    low, high = min(there), max(there)
+    more = (high - low) / 4 or abs(high) / 10 or 1.0
+    return low - more, high + more
 
 
 def joints(methods: Iterable[Method]) -> list[Joint]:
@@ -119,6 +148,58 @@ def swept_values(found: Iterable[Swept]) -> list[str]:
         return sorted(values, key=float)
     except ValueError:
         return values
+
+
+def weighings(study: StudyFolder) -> dict[str, str]:
+    """The variants that change what the teachers' sum is multiplied by, with what they make of it."""
+    variants = study.settings.get("variants") or ()
+    found = {str(v.get("name")): _kd_weight(v.get("set")) for v in variants}
+    return {name: weight for name, weight in found.items() if weight is not None}
+
+
+def weighed(study: StudyFolder, pair: str, measure: Measure) -> list[Weighed]:
+    """The methods that were run at several KD weights on a pair, in the study's order."""
+    values = _by_seed(study, pair, measure.name)
+    changing = weighings(study)
+    found = []
+    for method in study.methods:
+        variants = [m.variant for m in study.methods if m.base == method.base and m.variant in changing]
+        there = [name for name in ("", *variants) if Method(method.base, name) in values]
+        if method.variant or len(there) < 2:
+            continue
+        rows = {name: values[Method(method.base, name)] for name in there}
+        seeds = set.intersection(*(set(row) for row in rows.values()))
+        if seeds:
+            means = {name: statistics.fmean(row[seed] for seed in sorted(seeds)) for name, row in rows.items()}
+            best = max(means, key=lambda name: measure.improvement(means[name]))
+            found.append(Weighed(method, _own_weight(study, pair, method), len(seeds), means, best))
+    return found
+
+
+def _by_seed(study: StudyFolder, pair: str, measure: str) -> dict[Method, dict[str, float]]:
+    """A measure of the main stage, by method and seed."""
+    found: dict[Method, dict[str, float]] = {}
+    for r in study.results:
+        if (r.pair, r.measure, r.stage) == (pair, measure, "main"):
+            found.setdefault(r.method, {})[r.seed] = r.value
+    return found
+
+
+def _own_weight(study: StudyFolder, pair: str, method: Method) -> str:
+    """The weight that a method has on a pair: the study's settings, under the pair's, under its own."""
+    here = (study.settings.get("pairs") or {}).get(pair) or {}
+    own = (study.settings.get("methods") or {}).get(method.base) or {}
+    for settings in (own, here.get("set"), study.settings.get("base")):
+        if (weight := _kd_weight(settings)) is not None:
+            return weight
+    return "auto"
+
+
+def _kd_weight(settings: object) -> str | None:
+    """`loss.kd_weight` among settings as study.yaml has them; None where they do not say."""
+    loss: Any = settings.get("loss") if isinstance(settings, Mapping) else None
+    weight = loss.get("kd_weight") if isinstance(loss, Mapping) else None
+    return None if weight is None else str(weight)
 
 
 def times(study: StudyFolder) -> list[Time]:
