@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from benchmarks.miniature import BLOCKS, README, in_document, questions
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "flat_settings",
     "load_config",
     "parse_config",
+    "read_yaml",
     "settings",
 ]
 
@@ -502,19 +503,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         XTokenError: an unreadable file, an unknown key, a value out of range.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise XTokenError(f"there is no config file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise XTokenError(f"cannot read the config file {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise XTokenError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise XTokenError(f"{path} holds {_kind(raw)}; expected keys such as student, teachers and data")
+    raw = read_yaml(path, "config file", "student, teachers and data")
     for override in overrides:
         _override(raw, override)
     return parse_config(raw, where=str(path))
+
+
+def read_yaml(path: str | Path, what: str, keys: str) -> dict[str, Any]:
+    """What a YAML file of settings holds.
+
+    Args:
+        path: the file.
+        what: what a message calls it.
+        keys: some that it should have, for a message.
+
+    Raises:
+        XTokenError: no such file, or one that cannot be read; no YAML; anything but keys and values.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise XTokenError(f"there is no {what} {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise XTokenError(f"cannot read the {what} {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise XTokenError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise XTokenError(f"{path} holds {_kind(raw)}; expected keys such as {keys}")
+    return raw
 
 
 def parse_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -663,6 +679,8 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
         return f"{'.'.join(loc)} is {given!r}{_nearest(str(given), known)}; expected one of {', '.join(known)}"
     if problem["type"] == "model_type":
         return f"{'.'.join(loc)} is {given!r}; expected keys such as {', '.join(_keys_at(loc, root)[:3])}"
+    if problem["type"] == "missing":
+        return f"{'.'.join(loc)} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{'.'.join(loc)}: {message}" if loc else message

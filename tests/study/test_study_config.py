@@ -24,6 +24,7 @@ def study(**changes: Any) -> Any:
     ("changes", "message"),
     [
         ({"sed": [0]}, "unknown key sed (did you mean 'seeds'?)"),
+        ({"pairs": {"p": {"models": {"main": "y"}}}}, "  pairs.p.student is missing"),
         ({"pairs": {"p": {"studnt": "x", "models": {"main": "y"}}}}, "unknown key pairs.p.studnt (did you mean 'stu"),
         ({"methods": {"s": {"teacher_text": {"modl": "main"}}}}, "unknown key methods.s.teacher_text.modl"),
         ({"pairs": {"a/b": {"student": "x", "models": {"main": "y"}}}, "questions": None}, "pairs.a/b: a name becomes"),
@@ -75,7 +76,7 @@ def test_no_file_and_no_yaml_are_told(tmp_path: Path) -> None:
     with pytest.raises(XTokenError, match="is not valid YAML"):
         load_study(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("[]")
-    with pytest.raises(XTokenError, match="is no study"):
+    with pytest.raises(XTokenError, match="expected keys such as name, pairs"):
         load_study(tmp_path / "list.yaml")
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from xtoken.config import explained
+from xtoken.config import explained, read_yaml
 from xtoken.errors import XTokenError
 from xtoken.study.measures import MEASURES, OF_TEXT
 
@@ -287,16 +287,7 @@ def load_study(path: str | Path) -> StudyConfig:
     Raises:
         XTokenError: an unreadable file; an unknown key or name; a setting without effect.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise XTokenError(f"there is no study file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise XTokenError(f"cannot read the study file {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise XTokenError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise XTokenError(f"{path} is no study: expected keys such as name, pairs, methods and seeds")
+    raw = read_yaml(path, "study file", "name, pairs, methods and seeds")
     return parse_study(raw, where=str(path))
 
 
