@@ -29,7 +29,7 @@ from xtoken.report.page import (
     tabs,
 )
 from xtoken.report.study_charts import Dot, Link, Spot, dots, scatter
-from xtoken.report.study_folder import Comparison, Measure, Method, Question, StudyFolder, Summary, read_study
+from xtoken.report.study_folder import Comparison, Measure, Method, StudyFolder, Summary, read_study
 from xtoken.report.study_views import (
     TRADE_OFFS,
     ClaimRow,
@@ -45,6 +45,7 @@ from xtoken.report.study_views import (
     weighed,
     weighings,
 )
+from xtoken.study.questions import Answer
 
 __all__ = ["study_page"]
 
@@ -118,7 +119,7 @@ def _verdict(study: StudyFolder) -> Markup:
 
 
 def _cards(study: StudyFolder) -> Markup:
-    counts = Counter(q.verdict for q in study.questions)
+    counts = Counter[str](q.verdict for q in study.questions)
     total = len(study.questions)
     cards = [
         (f"{_ICONS[verdict]} {words}", f"{counts[verdict]} of {total}", "questions")
@@ -133,7 +134,7 @@ def _cards(study: StudyFolder) -> Markup:
     return headline(cards)
 
 
-def _question(question: Question) -> Markup:
+def _question(question: Answer) -> Markup:
     return markup(
         '<h3>{} – ({}) {}</h3>\n<ul class="claims">\n{}</ul>\n',
         _word(question.verdict),

@@ -19,14 +19,13 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from xtoken.errors import XTokenError
+from xtoken.study.questions import Answer, Claim
 
 __all__ = [
     "Cell",
-    "Claim",
     "Comparison",
     "Measure",
     "Method",
-    "Question",
     "Result",
     "StudyFolder",
     "Summary",
@@ -133,32 +132,6 @@ class SweptValue:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One claim of a question, with the difference (left less right) that decides it."""
-
-    sentence: str
-    verdict: str
-    pair: str
-    measure: str
-    left: str
-    right: str
-    difference: float | None
-    low: float | None
-    high: float | None
-    seeds: int
-
-
-@dataclass(frozen=True)
-class Question:
-    """What was asked, and whether it holds, fails or is undecided."""
-
-    id: str
-    asks: str
-    verdict: str
-    claims: tuple[Claim, ...]
-
-
-@dataclass(frozen=True)
 class Cell:
     """One training of the study: `error` says why where its status is "failed"."""
 
@@ -187,7 +160,7 @@ class StudyFolder:
     summaries: tuple[Summary, ...]
     comparisons: tuple[Comparison, ...]
     sweep: tuple[SweptValue, ...]
-    questions: tuple[Question, ...]
+    questions: tuple[Answer, ...]
     references: Mapping[str, Any]
     machine: Mapping[str, Any]
     statistics: Mapping[str, Any]
@@ -395,12 +368,12 @@ def _swept(row: _Row) -> SweptValue:
     )
 
 
-def _questions(path: Path) -> tuple[Question, ...]:
+def _questions(path: Path) -> tuple[Answer, ...]:
     if not path.is_file():
         return ()
     try:
         return tuple(
-            Question(q["id"], q.get("asks") or "", q["verdict"], tuple(_claim(c) for c in q["claims"]))
+            Answer(q["id"], q.get("asks") or "", q["verdict"], tuple(_claim(c) for c in q["claims"]))
             for q in _read(path, json.loads)
         )
     except (KeyError, TypeError) as error:

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from xtoken.report.study_folder import (
-    Claim,
     Comparison,
     Measure,
     Method,
@@ -17,6 +16,7 @@ from xtoken.report.study_folder import (
     SweptValue,
     variant_series,
 )
+from xtoken.study.questions import Claim
 
 __all__ = [
     "TRADE_OFFS",
