@@ -94,18 +94,19 @@ def test_on_a_phone_names_stand_above_and_the_plot_has_the_width(opened: Any) ->
           ]);
           const names = 15 * Number(getComputedStyle(chart).getPropertyValue("--lines"));
           const next = rows.slice(1).map(([bottom], n) => [rows[n][2], bottom - names]);
-          const grid = [...chart.querySelectorAll("line.axis")].map((line) => box(line).left);
+          const { paddingLeft, paddingRight } = getComputedStyle(chart);
+          const margins = parseFloat(paddingLeft) + parseFloat(paddingRight);
           const ticks = Math.max(...[...chart.querySelectorAll(":scope > text")].map((text) => box(text).bottom));
           return {
             inside: ticks <= box(chart).bottom + 1,
             above: rows.every(([name, mark]) => name <= mark + 4),
             apart: next.every(([mark, name]) => mark <= name + 4),
-            share: (Math.max(...grid) - Math.min(...grid)) / box(chart).width,
+            share: 1 - margins / box(chart).width,
           };
         })"""
     )
     assert found
-    assert all(each["inside"] and each["above"] and each["apart"] and each["share"] > 0.6 for each in found), found
+    assert all(each["inside"] and each["above"] and each["apart"] and each["share"] > 0.9 for each in found), found
 
 
 @pytest.mark.parametrize("opened", [1200], indirect=True)
