@@ -33,10 +33,12 @@ $(TEXTS): $(STAMP) scripts/make_miniature.py
 study: $(TEXTS) ## Run the miniature of the paper: every method, two pairs, five seeds (under an hour)
 	$(BIN)/xtoken study studies/miniature/study.yaml --out studies/miniature/results
 
-replication: $(TEXTS) ## Run its open questions again with ten other seeds (half an hour more)
+replication: $(TEXTS) ## Run its open questions again with ten other seeds, and at one rate (40 minutes more)
 	@# The sweep is the same, and a finished cell is never run again.
 	@mkdir -p studies/miniature/replication && cp -rn studies/miniature/results/*/ studies/miniature/replication/ 2>/dev/null || true
 	$(BIN)/xtoken study studies/miniature/replication.yaml --out studies/miniature/replication
+	@mkdir -p studies/miniature/one-rate && cp -rn studies/miniature/replication/*/ studies/miniature/one-rate/
+	$(BIN)/xtoken study studies/miniature/one-rate.yaml --out studies/miniature/one-rate
 
 study-quick: $(TEXTS) ## Run a few cells of it (under 8 minutes)
 	$(BIN)/xtoken study studies/miniature/study.yaml --quick --out studies-out/miniature-quick

@@ -11,6 +11,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,22 @@ _HEADINGS = {
     "teacher_kl": "KL of the next byte",
 }
 _WORDS = {"holds": "holds", "fails": "does not hold", "undecided": "undecided"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the studies: its file, the folder of its results, and what a heading calls it."""
+
+    file: str
+    folder: str
+    seeds: str
+
+
+RUNS = (
+    Run("study.yaml", "results", "5 seeds"),
+    Run("replication.yaml", "replication", "10 others"),
+    Run("one-rate.yaml", "one-rate", "the 10, one rate"),
+)
 
 Row = dict[str, str]
 Results = dict[tuple[str, str, str], Row]
@@ -94,12 +111,13 @@ def _cell(row: Row | None) -> str:
 
 
 def questions() -> str:
-    """A line for each question, with the verdicts of both."""
-    first, again = ({q["id"]: q for q in answers(folder)} for folder in ("results", "replication"))
-    lines = ["| | asked of the data | 5 seeds | 10 other seeds |", "|---|---|---|---|"]
-    for name, question in (first | again).items():
-        verdicts = [_WORDS[found[name]["verdict"]] if name in found else "" for found in (first, again)]
-        lines.append(f"| {name} | {question['asks']} | {' | '.join(verdicts)} |")
+    """A line for each question, with the verdict of each run."""
+    runs = [{question["id"]: question for question in answers(run.folder)} for run in RUNS]
+    asked = {name: question["asks"] for found in reversed(runs) for name, question in found.items()}
+    lines = [f"| | asked of the data | {' | '.join(run.seeds for run in RUNS)} |", "|---" * (2 + len(RUNS)) + "|"]
+    for name in sorted(asked):
+        verdicts = [_WORDS[found[name]["verdict"]] if name in found else "" for found in runs]
+        lines.append(f"| {name} | {asked[name]} | {' | '.join(verdicts)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -116,8 +134,9 @@ def _claims_of(question: dict[str, Any]) -> str:
 def made_by(folder: str) -> str:
     """The machine and the commit."""
     found = json.loads((STUDY / folder / "machine.json").read_text(encoding="utf-8"))
+    commits = ", ".join(commit[:12] for commit in found["commits"])
     return (
-        f"Commit {found['commit'][:12]}, {found['date'][:10]}; {found['cpu']}, {found['cores']} cores, "
+        f"Commit {commits}, {found['date'][:10]}; {found['cpu']}, {found['cores']} cores, "
         f"{found['seconds']['cpu'] / 60:.0f} minutes of CPU; Python {found['python']}, torch {found['torch']}, "
         f"transformers {found['transformers']}.\n"
     )
@@ -126,17 +145,12 @@ def made_by(folder: str) -> str:
 BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (README, "results"): main_table,
     (README, "questions"): questions,
-    (DETAILS, "machine"): partial(made_by, "results"),
-    (DETAILS, "machine of the replication"): partial(made_by, "replication"),
-    (DETAILS, "questions"): partial(claims, "results"),
-    (DETAILS, "questions of the replication"): partial(claims, "replication"),
+    **{(DETAILS, f"machine, {run.folder}"): partial(made_by, run.folder) for run in RUNS},
+    **{(DETAILS, f"questions, {run.folder}"): partial(claims, run.folder) for run in RUNS},
     **{
-        (DETAILS, f"{pair}{of}"): partial(pair_table, pair, file, folder)
+        (DETAILS, f"{pair}, {run.folder}"): partial(pair_table, pair, run.file, run.folder)
         for pair in ("splits-digits", "packs-digits")
-        for of, file, folder in (
-            ("", "study.yaml", "results"),
-            (" of the replication", "replication.yaml", "replication"),
-        )
+        for run in RUNS
     },
 }
 
