@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xtoken.study import StudyConfig, load_study
+from xtoken.study.names import full_name
 
 __all__ = ["BLOCKS", "in_document", "main", "tables"]
 
@@ -59,17 +60,13 @@ Results = dict[tuple[str, str, str], Row]
 def read(folder: str) -> Results:
     """Rows of summary.csv by pair, method with its variant, and measure."""
     with (STUDY / folder / "summary.csv").open(encoding="utf-8", newline="") as file:
-        return {(r["pair"], _full(r["method"], r["variant"]), r["measure"]): r for r in csv.DictReader(file)}
+        return {(r["pair"], full_name(r["method"], r["variant"]), r["measure"]): r for r in csv.DictReader(file)}
 
 
 def answers(folder: str) -> list[dict[str, Any]]:
     """What became of the questions."""
     found: list[dict[str, Any]] = json.loads((STUDY / folder / "answers.json").read_text(encoding="utf-8"))
     return found
-
-
-def _full(method: str, variant: str) -> str:
-    return f"{method} @ {variant}" if variant else method
 
 
 def main_table() -> str:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from xtoken.errors import XTokenError
+from xtoken.evaluation.batches import document_prefix, padded
 from xtoken.teachers.causal import causal_logits
 from xtoken.teachers.online import check_head
 from xtoken.teachers.signal import flat_log_probs
@@ -283,7 +284,7 @@ def _context(model: Any, vocabulary: Vocabulary, asked: int | None) -> int:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or None
     if asked is None:
         return min(positions or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
-    shortest = max(len(_prefix(vocabulary)) + 1, 2)
+    shortest = max(len(document_prefix(vocabulary)) + 1, 2)
     if asked < shortest:
         raise XTokenError(f"a context of {asked} tokens predicts nothing here; it must be at least {shortest}")
     if positions is not None and asked > positions:
@@ -291,17 +292,10 @@ def _context(model: Any, vocabulary: Vocabulary, asked: int | None) -> int:
     return asked
 
 
-def _prefix(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """What stands before a document: the tokenizer's own prefix, else its bos, else nothing."""
-    if vocabulary.prefix_ids:
-        return vocabulary.prefix_ids
-    return () if vocabulary.bos_id is None else (vocabulary.bos_id,)
-
-
 def _windows(
     vocabulary: Vocabulary, texts: Iterable[str], context: int, sums: _Sums, progress: bool
 ) -> Iterator[_Window]:
-    prefix, remaining = np.asarray(_prefix(vocabulary), np.int64), iter(texts)
+    prefix, remaining = np.asarray(document_prefix(vocabulary), np.int64), iter(texts)
     with tqdm(desc="scoring", unit=" documents", disable=not progress, dynamic_ncols=True) as bar:
         while batch := list(islice(remaining, _BATCH_OF_TEXTS)):
             for spans in vocabulary.encode_batch([text for text in batch if text]):
@@ -347,13 +341,9 @@ def _passes(windows: Sequence[_Window], most: int, tokens: int) -> Iterator[Sequ
 
 
 def _score(model: Any, vocabulary: Vocabulary, windows: Sequence[_Window], sums: _Sums) -> None:
-    """One forward pass, padded on the right, where a causal model does not look."""
-    width = max(len(window.ids) for window in windows)
-    ids, mask = np.zeros((len(windows), width), np.int64), np.zeros((len(windows), width), np.int64)
-    for row, window in enumerate(windows):
-        ids[row, : len(window.ids)], mask[row, : len(window.ids)] = window.ids, 1
-    on_device = torch.from_numpy(ids).to(model.device)
-    logits = causal_logits(model, on_device, torch.from_numpy(mask).to(model.device))
+    """One forward pass."""
+    ids, mask = padded([window.ids for window in windows], model.device)
+    logits = causal_logits(model, ids, mask)
     for row, window in enumerate(windows):
         targets = torch.from_numpy(window.ids[window.first :]).to(model.device)
         predictions = logits[row, window.first - 1 : len(window.ids) - 1]

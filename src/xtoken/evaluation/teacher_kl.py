@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken.errors import XTokenError
+from xtoken.evaluation.batches import document_prefix, padded
 from xtoken.evaluation.bits_per_byte import NUMERALS_NAME
 from xtoken.teachers.causal import causal_logits
 from xtoken.teachers.online import check_head
@@ -68,11 +69,6 @@ class _Reader:
         events = torch.tensor([content[0] if content else END for content in vocabulary.tokens], device=model.device)
         return cls(model, vocabulary, events)
 
-    def prefix(self) -> tuple[int, ...]:
-        """What a document is read after: what the tokenizer puts in front, else its bos."""
-        bos = self.vocabulary.bos_id
-        return self.vocabulary.prefix_ids or (() if bos is None else (bos,))
-
     def log_probs(self, batch: Sequence[TokenSpans], places: Sequence[Ints]) -> Tensor:
         """Of the next byte.
 
@@ -83,14 +79,10 @@ class _Reader:
         Returns:
             float64 [all places, 257] on the CPU.
         """
-        prefix, device = self.prefix(), self.model.device
-        rows = [[*prefix, *spans.ids.tolist()] for spans in batch]
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, content in enumerate(rows):
-            ids[row, : len(content)], mask[row, : len(content)] = torch.tensor(content), 1
-        logits = causal_logits(self.model, ids.to(device), mask.to(device))
-        read = [logits[n, torch.from_numpy(at + len(prefix) - 1).to(device)] for n, at in enumerate(places)]
+        prefix = document_prefix(self.vocabulary)
+        ids, mask = padded([[*prefix, *spans.ids.tolist()] for spans in batch], self.model.device)
+        logits = causal_logits(self.model, ids, mask)
+        read = [logits[n, torch.from_numpy(at + len(prefix) - 1).to(ids.device)] for n, at in enumerate(places)]
         probs = flat_log_probs(torch.cat(read), self.vocabulary.size, 1.0, "model").exp()
         summed = probs.new_zeros(len(probs), _EVENTS).index_add_(1, self.events, probs)
         return summed.double().log().cpu()
@@ -155,7 +147,7 @@ def _shared(
     bytes_t, places_t = _last_places(starts_t)
     _, in_s, in_t = np.intersect1d(bytes_s, bytes_t, assume_unique=True, return_indices=True)
     # Before the first token a model without a prefix has read nothing, and predicts nothing.
-    if not all(reader.prefix() for reader in readers):
+    if not all(document_prefix(reader.vocabulary) for reader in readers):
         in_s, in_t = in_s[bytes_s[in_s] > 0], in_t[bytes_t[in_t] > 0]
     return (places_s[in_s], places_t[in_t]), [_class_at(spans_s.raw, int(at)) for at in bytes_s[in_s]]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from xtoken.alignment import Alignment, align_spans
 from xtoken.losses.index import ChunkIndex
+from xtoken.losses.likelihood import chunk_sum
 from xtoken.projection import PathTries
 from xtoken.report.aligned import AlignedText, Expected, Measured, aligned_text
 from xtoken.shown import token_text
@@ -72,8 +73,8 @@ class Reader:
         told = zip(
             kept.tolist(),
             kl.tolist(),
-            _realised(q, index.student_rows, index.student_tokens, index.student_starts).tolist(),
-            _realised(p, index.teacher_rows, index.teacher_tokens, index.teacher_starts).tolist(),
+            chunk_sum(q[index.student_rows, index.student_tokens], index.student_starts).tolist(),
+            chunk_sum(p[index.teacher_rows, index.teacher_tokens], index.teacher_starts).tolist(),
             _expected(q[rows_s], self.student.vocabulary),
             _expected(p[rows_t], self.teacher.vocabulary),
             strict=True,
@@ -115,12 +116,6 @@ def _log_probs(loaded: LoadedModel, ids: NDArray[np.int64], whose: str) -> Tenso
     with torch.inference_mode():
         logits = causal_logits(loaded.model, tokens, torch.ones_like(tokens))
         return flat_log_probs(logits, loaded.vocabulary.size, 1.0, whose).cpu()
-
-
-def _realised(log_probs: Tensor, rows: Tensor, tokens: Tensor, starts: Tensor) -> Tensor:
-    """[K]: the log-probabilities of a chunk's tokens, added up."""
-    running = torch.cat([log_probs.new_zeros(1), log_probs[rows, tokens].cumsum(0)])
-    return running[starts[1:]] - running[starts[:-1]]
 
 
 def _expected(log_probs: Tensor, vocabulary: Vocabulary) -> list[Expected]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from xtoken.errors import XTokenError
+from xtoken.study.names import full_name, split_name
 from xtoken.study.questions import Answer, Claim
 
 __all__ = [
@@ -59,7 +60,7 @@ class Method(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.base} @ {self.variant}" if self.variant else self.base
+        return full_name(self.base, self.variant)
 
 
 class Measure(NamedTuple):
@@ -211,8 +212,8 @@ class StudyFolder:
 
     def label_of(self, name: str) -> str:
         """Likewise of a method given as one string, with its variant."""
-        base, _, variant = name.partition(" @ ")
-        return self.label(Method(base, variant))
+        base, variant = split_name(name)
+        return self.label(Method(base, variant or ""))
 
     def summary(self, pair: str, measure: str) -> dict[Method, Summary]:
         """The methods' means of one measure, in the study's order."""

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from xtoken.config import explained, read_yaml
 from xtoken.errors import XTokenError
 from xtoken.study.measures import MEASURES, OF_TEXT
+from xtoken.study.names import full_name, split_name
 
 __all__ = [
     "ClaimConfig",
@@ -242,7 +243,7 @@ class StudyConfig(_Section):
     @property
     def full_names(self) -> list[str]:
         """The methods and the variants of them, as tables call them."""
-        return [*self.methods, *(f"{method} @ {v.name}" for v in self.variants for method in v.methods)]
+        return [*self.methods, *(full_name(method, v.name) for v in self.variants for method in v.methods)]
 
     def rows(self) -> Iterator[tuple[str, str, VariantConfig | None]]:
         """Every method and every variant of it, on every pair that it is for."""
@@ -265,12 +266,12 @@ class StudyConfig(_Section):
         }
         return str(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
 
-    def label(self, full_name: str) -> str:
-        """What sentences call a method."""
-        if full_name in self.labels:
-            return self.labels[full_name]
-        method, at, variant = full_name.partition(" @ ")
-        return f"{self.labels.get(method, method)} @ {variant}" if at else method
+    def label(self, name: str) -> str:
+        """What sentences call a method, given by its full name."""
+        if name in self.labels:
+            return self.labels[name]
+        method, variant = split_name(name)
+        return full_name(self.labels.get(method, method), variant)
 
     def seeds_of(self, variant: VariantConfig | None) -> list[int]:
         """For which seeds it is trained."""
@@ -363,7 +364,9 @@ def _idle(study: StudyConfig) -> Iterator[str]:
     for where, names in repeated.items():
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"{where}: {name!r} is there twice"
-    rows = {(pair, _full_name(method, variant)) for pair, method, variant in study.rows()}
+    rows = {
+        (pair, full_name(method, None if variant is None else variant.name)) for pair, method, variant in study.rows()
+    }
     for question in study.questions:
         for number, claim in enumerate(question.claims):
             where = f"question {question.id}, claim {number}"
@@ -372,10 +375,6 @@ def _idle(study: StudyConfig) -> Iterator[str]:
             for name in claim.methods:
                 if (claim.pair, name) not in rows:
                     yield f"{where}: {name} is not trained on pair {claim.pair}"
-
-
-def _full_name(method: str, variant: VariantConfig | None) -> str:
-    return method if variant is None else f"{method} @ {variant.name}"
 
 
 def _all_seeds(study: StudyConfig) -> Iterator[tuple[str, list[int]]]:

@@ -19,6 +19,7 @@ from typing import Any
 from xtoken.config import DataConfig, RunConfig, flat, parse_config
 from xtoken.errors import XTokenError
 from xtoken.study.config import MethodConfig, StudyConfig, TeacherTextConfig, VariantConfig, check_known
+from xtoken.study.names import full_name
 from xtoken.study.prints import Prints, hashed
 
 __all__ = ["Cell", "Plan", "Reference", "TeacherAnswers", "TeacherTexts", "merged", "needs_weights"]
@@ -101,7 +102,7 @@ class Cell:
     @property
     def full_name(self) -> str:
         """The method's name with its variant."""
-        return _full_name(self.method, self.variant)
+        return full_name(self.method, self.variant)
 
     @property
     def steps(self) -> int:
@@ -392,12 +393,8 @@ def _check_models(study: StudyConfig) -> None:
                 raise XTokenError(f"{where}: {model} has no weights; the student alone may go without")
 
 
-def _full_name(method: str, variant: str | None) -> str:
-    return method if variant is None else f"{method} @ {variant}"
-
-
 def _where(pair: str, method: str, variant: VariantConfig | None) -> str:
-    return f"method {_full_name(method, None if variant is None else variant.name)!r} on pair {pair!r}"
+    return f"method {full_name(method, None if variant is None else variant.name)!r} on pair {pair!r}"
 
 
 def _long(key: str, value: Any) -> Any:

@@ -60,6 +60,16 @@ class Answer:
     claims: tuple[Claim, ...]
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What claims are judged by; see `answer`."""
+
+    values: Values
+    label: Callable[[str], str]
+    audits: Mapping[str, Audit]
+    loss_of: Callable[[str], str]
+
+
 def sentence(pair: str, left: str, right: str, found: Comparison) -> str:
     """One comparison in words.
 
@@ -115,7 +125,8 @@ def answer(
         audits: by pair; a pair may be missing.
         loss_of: the loss of a method's first teacher.
     """
-    claims = tuple(_claim(claim, values, label, audits, loss_of) for claim in question.claims)
+    known = _Known(values, label, audits, loss_of)
+    claims = tuple(_claim(claim, known) for claim in question.claims)
     return Answer(question.id, question.asks, _of_all([claim.verdict for claim in claims]), claims)
 
 
@@ -125,17 +136,11 @@ def _of_all(verdicts: Sequence[Verdict]) -> Verdict:
     return "undecided" if "undecided" in verdicts else "holds"
 
 
-def _claim(
-    asked: ClaimConfig,
-    values: Values,
-    label: Callable[[str], str],
-    audits: Mapping[str, Audit],
-    loss_of: Callable[[str], str],
-) -> Claim:
+def _claim(asked: ClaimConfig, known: _Known) -> Claim:
     if asked.audit_picks is not None:
-        return _audited(asked, asked.audit_picks, values, label, audits.get(asked.pair), loss_of)
+        return _audited(asked, asked.audit_picks, known)
     left, right = asked.methods
-    found = _compared(asked, left, right, values)
+    label, found = known.label, _compared(asked, left, right, known.values)
     said = sentence(asked.pair, label(left), label(right), found)
     if asked.no_better is None:
         return _made(asked, left, right, found, _better(found), said)
@@ -170,15 +175,9 @@ def _no_better(found: Comparison, margin: float) -> Verdict:
     return "holds" if high < margin else "fails" if low > margin else "undecided"
 
 
-def _audited(
-    asked: ClaimConfig,
-    methods: Sequence[str],
-    values: Values,
-    label: Callable[[str], str],
-    audit: Audit | None,
-    loss_of: Callable[[str], str],
-) -> Claim:
-    picked = [] if audit is None else [name for name in methods if loss_of(name) == audit.recommended_loss]
+def _audited(asked: ClaimConfig, methods: Sequence[str], known: _Known) -> Claim:
+    values, label, audit = known.values, known.label, known.audits.get(asked.pair)
+    picked = [] if audit is None else [name for name in methods if known.loss_of(name) == audit.recommended_loss]
     if audit is None or len(picked) != 1:
         found = _compared(asked, methods[0], methods[1], values)
         why = "is not known yet" if audit is None else f"is {audit.recommended_loss}, the loss of not just one of them"

@@ -24,6 +24,7 @@ from xtoken.files import write_whole
 from xtoken.study.config import StudyConfig
 from xtoken.study.machine import commit
 from xtoken.study.measures import MEASURES
+from xtoken.study.names import full_name, split_name
 from xtoken.study.plan import Cell, Reference, merged
 from xtoken.study.questions import Answer, Audit, answer, sentence
 from xtoken.study.statistics import CONFIDENCE, compare, mean_interval
@@ -215,21 +216,17 @@ class _Table:
         for record in records:
             if record["stage"] == "main":
                 for measure, value in record["measures"].items():
-                    place = record["pair"], _full_name(record), measure
+                    place = record["pair"], full_name(record["method"], record["variant"]), measure
                     self._values.setdefault(place, {})[record["seed"]] = value
 
-    def values(self, pair: str, full_name: str, measure: str) -> Mapping[int, float]:
-        """By seed."""
-        return self._values.get((pair, full_name, measure), {})
+    def values(self, pair: str, name: str, measure: str) -> Mapping[int, float]:
+        """By seed, of a method by its full name."""
+        return self._values.get((pair, name, measure), {})
 
 
-def _full_name(record: Record) -> str:
-    return record["method"] if record["variant"] is None else f"{record['method']} @ {record['variant']}"
-
-
-def _split(full_name: str) -> dict[str, str | None]:
-    method, at, variant = full_name.partition(" @ ")
-    return {"method": method, "variant": variant if at else None}
+def _split(name: str) -> dict[str, str | None]:
+    method, variant = split_name(name)
+    return {"method": method, "variant": variant}
 
 
 def _results(record: Record) -> list[dict[str, Any]]:
@@ -310,10 +307,10 @@ def _sweep_means(study: StudyConfig, records: Sequence[Record]) -> Iterable[dict
             yield {**row, "seeds": len(seeds), "mean": mean}
 
 
-def _loss_of(study: StudyConfig, full_name: str) -> str:
+def _loss_of(study: StudyConfig, name: str) -> str:
     """The loss that a method's first teacher teaches by, as its settings have it."""
-    method, _, name = full_name.partition(" @ ")
-    changes = [variant.set for variant in study.variants if variant.name == name and method in variant.methods]
+    method, variant = split_name(name)
+    changes = [each.set for each in study.variants if each.name == variant and method in each.methods]
     teachers = merged(study.base, study.methods[method].settings, *changes).get("teachers") or []
     first = teachers[0] if teachers else {}
     return str(first.get("loss", "auto")) if isinstance(first, dict) else "auto"
